@@ -1,0 +1,188 @@
+package parry
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Firewall is what configuration and inventory say of one inventory host.
+type Firewall struct {
+	Name       string // ^[a-z0-9][a-z0-9-]*$, an inventory host
+	Groups     []string
+	Bundle     string // directory name below the bundle root: "pfsense"
+	Pin        string // digest of the bundle to stay on; empty is the current one
+	Settings   map[string]any
+	Interface  string            // what an empty Match.Interface means: "wan"
+	Interfaces map[string]string // names that people use → the firewall's own: "dmz" → "opt1"
+	MaxRules   int
+	Digest     string // SHA-256 over all of the above and the connection: a change makes the firewall dirty
+}
+
+// Fleet is every firewall that the configuration lists, sorted by name, and what "default" means.
+type Fleet struct {
+	Firewalls []Firewall
+	Default   Selector // never "default" itself
+}
+
+// Firewall finds one by name.
+func (f *Fleet) Firewall(name string) (*Firewall, bool) {
+	i := slices.IndexFunc(f.Firewalls, func(fw Firewall) bool { return fw.Name == name })
+	if i < 0 {
+		return nil, false
+	}
+	return &f.Firewalls[i], true
+}
+
+// Selects tells whether the selector means the firewall today. Names that mean nothing are passed over.
+func (f *Fleet) Selects(s Selector, fw *Firewall) bool {
+	for _, n := range s.Names() {
+		switch {
+		case n == string(SelectAll), n == fw.Name, slices.Contains(fw.Groups, n):
+			return true
+		case n == string(SelectDefault) && f.Default != SelectDefault && f.Selects(f.Default, fw):
+			return true
+		}
+	}
+	return false
+}
+
+// Scope lists the firewalls that a selector means today.
+func (f *Fleet) Scope(s Selector) []*Firewall {
+	var out []*Firewall
+	for i := range f.Firewalls {
+		if f.Selects(s, &f.Firewalls[i]) {
+			out = append(out, &f.Firewalls[i])
+		}
+	}
+	return out
+}
+
+// Check refuses a selector that holds a name which means nothing, and names what there is.
+func (f *Fleet) Check(s Selector) error {
+	known := []string{string(SelectDefault), string(SelectAll)}
+	for _, fw := range f.Firewalls {
+		known = append(append(known, fw.Name), fw.Groups...)
+	}
+	for _, n := range s.Names() {
+		if !slices.Contains(known, n) {
+			slices.Sort(known)
+			return fmt.Errorf("%q is no firewall or group; there are %s", n, strings.Join(slices.Compact(known), ", "))
+		}
+	}
+	return nil
+}
+
+// Hold stops applying to a firewall while accepting goes on. The zero Hold is none.
+type Hold struct {
+	By     string
+	Reason string // inert text
+	Since  time.Time
+}
+
+// Held tells whether there is one.
+func (h Hold) Held() bool { return !h.Since.IsZero() }
+
+// Incident is a firewall's trouble, from the first failed run until a run succeeds. The zero Incident is none.
+type Incident struct {
+	ID       NotificationID // stable: threads its mails
+	Since    time.Time
+	Failure  Failure
+	Message  string // of the newest failure; hostile text, show it inert
+	Attempts int    // failed runs so far
+	NextTry  time.Time
+}
+
+// Open tells whether there is one.
+func (i Incident) Open() bool { return !i.Since.IsZero() }
+
+// Proof is what a firewall reports after a run: what is really loaded.
+type Proof struct {
+	SHA256     string `json:"sha256"` // hex, over the sorted keys of the loaded entries
+	Count      int    `json:"count"`
+	Added      int    `json:"added"`
+	Removed    int    `json:"removed"`
+	Rules      int    `json:"rules"`
+	Capacity   int    `json:"capacity"` // entries that the firewall can hold; 0 when it does not say
+	Epoch      int64  `json:"epoch"`
+	Controller string `json:"controller"`
+	MachineID  string `json:"machine_id"`
+	RunID      string `json:"run_id"`
+}
+
+// FirewallState is what the store knows of a firewall.
+type FirewallState struct {
+	Name       string
+	Listed     bool // the configuration has it
+	Retiring   bool // being emptied, by an operator's word
+	Digest     string
+	AppliedRev Revision
+	DirtyRev   Revision // its scope, settings or bundle changed
+	Epoch      int64
+	Adopt      bool // the operator's word that the next run may take the firewall over
+	Approved   bool // the operator's word that the next run may remove many entries
+	Hold       Hold // its own, or the one for all
+	Incident   Incident
+	Proof      Proof // of the last run that counted
+	ProvedAt   time.Time
+	LastRun    RunID
+}
+
+// Converged tells whether all up to rev is applied.
+func (s *FirewallState) Converged(rev Revision) bool {
+	return s.AppliedRev >= rev && s.DirtyRev <= s.AppliedRev
+}
+
+// Reject is one block that a firewall cannot take; the others go on.
+type Reject struct {
+	Firewall string
+	BlockID  BlockID
+	Code     string // contract 1's reject code, or a renderer's
+	RunID    RunID
+	At       time.Time
+}
+
+// State is a block's state on one firewall: derived, never stored.
+type State string
+
+const (
+	StatePending  State = "pending"
+	StateEnforced State = "enforced"
+	StateRejected State = "rejected"
+	StateHeld     State = "held"
+	StateDegraded State = "degraded" // should be there, and the lane is failing
+	StateLifting  State = "lifting"
+	StateLifted   State = "lifted"
+)
+
+// Derive reads a block's state on a firewall in its scope off the revisions. rejected tells whether the firewall has a Reject for it.
+func Derive(b *Block, fw *FirewallState, rejected bool) State {
+	if !b.Live() {
+		switch {
+		case b.EndRev <= fw.AppliedRev, rejected:
+			return StateLifted
+		default:
+			return StateLifting
+		}
+	}
+	switch {
+	case rejected:
+		return StateRejected
+	case b.Rev <= fw.AppliedRev && fw.DirtyRev <= fw.AppliedRev:
+		return StateEnforced
+	case fw.Hold.Held():
+		return StateHeld
+	case fw.Incident.Open():
+		return StateDegraded
+	default:
+		return StatePending
+	}
+}
+
+// ListedAddr pairs an address that belongs to the infrastructure with why, for exemptions that are found.
+type ListedAddr struct {
+	Prefix netip.Prefix
+	Why    string
+}

@@ -1,0 +1,72 @@
+package parry
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Role is a set of rights. Each includes those before it, except that a trigger may read only what it made.
+type Role string
+
+const (
+	RoleTrigger  Role = "trigger"  // POST blocks, read the blocks that it made
+	RoleReader   Role = "reader"   // read everything but tokens
+	RoleOperator Role = "operator" // lift, shorten and extend blocks, prefixes, holds
+	RoleApprover Role = "approver" // exemptions, adopt, approve, retire
+	RoleAdmin    Role = "admin"    // tokens, blocks without end
+)
+
+// Right is one thing that can be allowed.
+type Right string
+
+const (
+	RightBlock      Right = "block"       // ask for a block of an address
+	RightReadOwn    Right = "read-own"    // read blocks that the token made
+	RightRead       Right = "read"        // read everything but tokens
+	RightPrefix     Right = "prefix"      // ask for a block of a prefix
+	RightUnblock    Right = "unblock"     // end, extend, shorten
+	RightHold       Right = "hold"        // hold and release firewalls
+	RightExempt     Right = "exempt"      // add and remove exemptions
+	RightTakeOver   Right = "take-over"   // adopt, approve, retire
+	RightWithoutEnd Right = "without-end" // a block without end
+	RightTokens     Right = "tokens"
+)
+
+var rights = map[Role][]Right{
+	RoleTrigger:  {RightBlock, RightReadOwn},
+	RoleReader:   {RightReadOwn, RightRead},
+	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightHold},
+	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightHold, RightExempt, RightTakeOver},
+	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightHold, RightExempt, RightTakeOver, RightWithoutEnd,
+		RightTokens},
+}
+
+// Roles lists every role, least first.
+var Roles = []Role{RoleTrigger, RoleReader, RoleOperator, RoleApprover, RoleAdmin}
+
+// Token is a credential as it is stored: its secret only as a hash.
+type Token struct {
+	ID        TokenID
+	Name      string
+	Role      Role
+	Hash      [32]byte // SHA-256 of the secret part
+	CreatedBy string
+	CreatedAt time.Time
+	ExpiresAt time.Time      // zero: without end
+	RevokedAt time.Time      // zero: not revoked
+	LastUsed  time.Time      // to the minute
+	Sources   []netip.Prefix // callers' addresses; empty is any
+	Firewalls []string       // selectors that it may name; empty is any
+	MaxTTL    time.Duration  // 0: the configuration's
+	Rate      int            // block requests a minute; 0: the configuration's
+}
+
+// Principal is who asks.
+type Principal struct {
+	Token  Token
+	Remote netip.Addr // invalid over the unix socket
+}
+
+// Can tells whether the principal's role has the right.
+func (p *Principal) Can(r Right) bool { return slices.Contains(rights[p.Token.Role], r) }
