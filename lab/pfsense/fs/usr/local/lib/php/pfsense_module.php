@@ -1,0 +1,92 @@
+<?php
+/*
+ * The functions of pfSense's PHP extension (C on a real firewall) that a program may call; loaded before every script by php.ini.
+ * They read and write the stand-in kernel's state in /.lab.
+ */
+
+/** Calls $edit with the list of states (each a list: interface, protocol, source, port, destination, port) under pf's lock; keeps what it returns. */
+function lab_pf_states(callable $edit): void {
+	$lock = fopen('/.lab/pf/lock', 'c');
+	flock($lock, LOCK_EX);
+	$old = array_map(fn($l) => explode(' ', $l), @file('/.lab/pf/states', FILE_IGNORE_NEW_LINES | FILE_SKIP_EMPTY_LINES) ?: []);
+	$new = $edit($old);
+	if (count($new) !== count($old)) {
+		file_put_contents('/.lab/pf/states', implode('', array_map(fn($s) => implode(' ', $s) . "\n", $new)));
+	}
+	fclose($lock);
+}
+
+/** True when $ip lies in $net (an address or a prefix) of the same family. */
+function lab_ip_in(string $ip, string $net): bool {
+	[$n, $bits] = explode('/', $net) + [1 => null];
+	$i = @inet_pton($ip);
+	$n = @inet_pton($n);
+	if ($i === false || $n === false || strlen($i) !== strlen($n)) {
+		return false;
+	}
+	$bits = (int)($bits ?? strlen($n) * 8);
+	$whole = intdiv($bits, 8);
+	$mask = $bits % 8 ? chr(0xff << (8 - $bits % 8) & 0xff) : '';
+	return substr($i, 0, $whole) === substr($n, 0, $whole)
+	    && ($mask === '' || ($i[$whole] & $mask) === ($n[$whole] & $mask));
+}
+
+/** Kills the states from $src (address or prefix), to $dst, on $iface, of $proto where given. No port. */
+function pfSense_kill_states($src, $dst = null, $iface = null, $proto = null) {
+	if (@filesize('/.lab/pf/states') === 0) {
+		return null;
+	}
+	lab_pf_states(fn($states) => array_values(array_filter($states, fn($s) => !(
+	    lab_ip_in($s[2], (string)$src)
+	    && (empty($dst) || lab_ip_in($s[4], (string)$dst))
+	    && (empty($iface) || $s[0] === $iface)
+	    && (empty($proto) || $s[1] === strtolower((string)$proto))))));
+	return null;
+}
+
+function pfSense_kill_srcstates($src, $dst = null) {
+	return null;
+}
+
+function pfSense_get_pf_states($filters = null): array {
+	$out = [];
+	lab_pf_states(function ($states) use (&$out) {
+		foreach ($states as $n => [$if, $proto, $src, $sport, $dst, $dport]) {
+			$out[] = ['if' => $if, 'proto' => $proto, 'direction' => 'in',
+			    'src' => $sport === '-' ? $src : "{$src}:{$sport}", 'dst' => $dport === '-' ? $dst : "{$dst}:{$dport}",
+			    'state' => $proto === 'tcp' ? 'ESTABLISHED:ESTABLISHED' : 'MULTIPLE:MULTIPLE', 'age' => '00:00:10', 'expires in' => '24:00:00',
+			    'packets total' => 2, 'packets in' => 1, 'packets out' => 1, 'bytes total' => 100, 'bytes in' => 50, 'bytes out' => 50,
+			    'id' => sprintf('%016x', $n + 1), 'creatorid' => '00000001'];
+		}
+		return $states;
+	});
+	return $out;
+}
+
+function pfSense_interface_listget(): array {
+	return ['em0', 'em1', 'em2', 'enc0', 'lo0', 'pflog0', 'pfsync0'];
+}
+
+function pfSense_get_interface_addresses(string $if): array {
+	foreach (config_get_path('interfaces', []) as $i) {
+		if ($i['if'] === $if) {
+			return ['ipaddr' => $i['ipaddr'] ?? '', 'subnetbits' => $i['subnet'] ?? '', 'ipaddr6' => $i['ipaddrv6'] ?? '',
+			    'subnetbits6' => $i['subnetv6'] ?? '', 'status' => 'up', 'macaddr' => '52:54:00:00:00:0' . substr($if, -1), 'mtu' => 1500];
+		}
+	}
+	return [];
+}
+
+function pfSense_getall_interface_addresses(string $if): array {
+	$a = pfSense_get_interface_addresses($if);
+	return array_values(array_filter([
+	    empty($a['ipaddr']) ? '' : "{$a['ipaddr']}/{$a['subnetbits']}", empty($a['ipaddr6']) ? '' : "{$a['ipaddr6']}/{$a['subnetbits6']}"]));
+}
+
+function pfSense_get_os_hw_data(): array {
+	return [];
+}
+
+function pfSense_fsync(string $path): bool {
+	return true;
+}
