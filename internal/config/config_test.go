@@ -1,0 +1,274 @@
+package config_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/parry/parry/internal/config"
+	"github.com/parry/parry/internal/parry"
+)
+
+const shipped = "../../configs/parry.yaml"
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "parry.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func load(t *testing.T, text string, env ...string) (*config.Config, error) {
+	t.Helper()
+	return config.Load(write(t, text), env)
+}
+
+func TestShippedFile_isTheDefaults(t *testing.T) {
+	t.Parallel()
+	got, err := config.Load(shipped, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := load(t, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", *want); got != want {
+		t.Errorf("configs/parry.yaml differs from the defaults:\n got %s\nwant %s", got, want)
+	}
+}
+
+func TestShippedFile_explainsEverySetting(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile(shipped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The example firewall stands commented out, "#- name:" after "#firewalls:".
+	text := strings.Replace(string(data), "\nfirewalls: []\n", "\n", 1)
+	at := strings.Index(text, "\n#firewalls:")
+	end := at + strings.Index(text[at:], "\n\n")
+	text = text[:at] + regexp.MustCompile(`(?m)^#`).ReplaceAllString(text[at:end], "") + text[end:]
+	var doc map[string]any
+	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
+		t.Fatal(err)
+	}
+	has := func(m map[string]any, key string) (any, bool) {
+		var v any = m
+		for _, k := range strings.Split(key, ".") {
+			mm, ok := v.(map[string]any)
+			if !ok {
+				return nil, false
+			}
+			if v, ok = mm[k]; !ok {
+				return nil, false
+			}
+		}
+		return v, true
+	}
+	for _, key := range config.Keys() {
+		list, rest, isList := strings.Cut(key, "[].")
+		v, ok := has(doc, list)
+		if ok && isList {
+			items, _ := v.([]any)
+			if len(items) == 0 {
+				t.Errorf("%s: has no example", list)
+				continue
+			}
+			_, ok = has(items[0].(map[string]any), rest)
+		}
+		if !ok {
+			t.Errorf("configs/parry.yaml does not show %s", key)
+		}
+	}
+	c, err := load(t, text)
+	if err != nil {
+		t.Fatalf("with the examples uncommented: %v", err)
+	}
+	if got, want := c.Firewalls[0].Name, "fw-a"; got != want {
+		t.Errorf("firewall %q, want %q", got, want)
+	}
+}
+
+func TestLoad_faultsNameLineKeyAndMend(t *testing.T) {
+	t.Parallel()
+	secret := filepath.Join(t.TempDir(), "open")
+	if err := os.WriteFile(secret, []byte("x\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct{ text, want string }{
+		"typo":             {"log:\n  formt: json\n", `parry.yaml:2: log.formt: there is no such setting; did you mean format\?`},
+		"nothing near":     {"mail:\n  zzzzzzzzz: 1\n", `parry.yaml:2: mail.zzzzzzzzz: .*there are from, helo`},
+		"in a list":        {"firewalls:\n- name: fw-a\n- nam: fw-b\n", `parry.yaml:3: firewalls\[1\].nam: .*did you mean name\?`},
+		"twice":            {"listen: \":1\"\nlisten: \":2\"\n", `parry.yaml:2: .*already defined`},
+		"wrong type":       {"limits:\n  queue: many\n", `parry.yaml:2: cannot unmarshal .*many`},
+		"scalar for group": {"tls: yes\n", `parry.yaml:1: tls: write settings below it`},
+		"second document":  {"listen: \"\"\n---\nlisten: \"\"\n", `second document`},
+		"bad yaml":         {"listen: [\n", `parry.yaml:\d+: .*did not find expected`},
+		"duration":         {"blocks:\n  max_ttl: soon\n", `parry.yaml:2: "soon" is no duration; write 30s`},
+		"bounds":           {"blocks:\n  default_ttl: 31d\n", `parry.yaml:2: blocks.default_ttl: 31d is longer than max_ttl \(30d\)`},
+		"host bits":        {"exemptions:\n- prefix: 10.0.0.1/8\n", `did you mean 10.0.0.0/8\?`},
+		"all exempt":       {"exemptions:\n- prefix: 0.0.0.0/0\n", `parry.yaml:2: exemptions\[0\].prefix: .*hold`},
+		"listen":           {"listen: 8443\n", `parry.yaml:1: listen: "8443" is no address:port`},
+		"half a cert":      {"tls:\n  cert_file: a.pem\n", `parry.yaml:1: tls: set cert_file and key_file both`},
+		"tls 1.1":          {"tls:\n  min_version: 1.1\n", `parry.yaml:2: tls.min_version: "1.1" is not known; write 1.2 or 1.3`},
+		"postgres":         {"database:\n  driver: postgres\n", `parry.yaml:1: database: postgres needs dsn`},
+		"firewall name":    {"firewalls:\n- name: FW_A\n", `parry.yaml:2: firewalls\[0\].name: "FW_A" is no firewall's name`},
+		"firewall twice":   {"firewalls:\n- name: a\n- name: a\n", `parry.yaml:3: firewalls\[1\].name: "a" is listed twice`},
+		"group is fw":      {"firewalls:\n- name: a\n  groups: [a]\n", `"a" is a firewall's name too`},
+		"default unknown":  {"firewalls:\n- name: a\ndefault_firewalls: [b]\n", `parry.yaml:3: default_firewalls: "b" is no firewall or group; there are a, all`},
+		"mail to nobody":   {"mail:\n  server: a:25\n  from: a@example.net\n", `mail.to: write who`},
+		"mail address":     {"mail:\n  server: a:25\n  from: \"a@x\\r\\nBcc: b@x\"\n  to: [b@example.net]\n", `parry.yaml:3: mail.from: .* is no mail address`},
+		"secret missing":   {"mail:\n  password_file: nowhere\n", `parry.yaml:2: mail.password_file: .*make it, mode 0600`},
+		"secret open":      {"mail:\n  password_file: " + secret + "\n", `mail.password_file: .*chmod 600`},
+		"secret twice":     {"database:\n  driver: postgres\n  dsn: a\n  dsn_file: b\n", `database.dsn: set this or database.dsn_file, not both`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := load(t, tc.text)
+			if err == nil {
+				t.Fatal("loaded")
+			}
+			if !regexp.MustCompile(tc.want).MatchString(err.Error()) {
+				t.Errorf("got  %v\nwant %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestLoad_tellsAllFaultsAtOnce(t *testing.T) {
+	t.Parallel()
+	_, err := load(t, "log: {format: xml, level: loud}\n")
+	if err == nil || strings.Count(err.Error(), "\n") != 1 {
+		t.Errorf("want two faults, got %v", err)
+	}
+}
+
+func TestLoad_environmentWins(t *testing.T) {
+	t.Parallel()
+	c, err := load(t, "listen: \":1\"\nstate_dir: here\n", "PARRY_LISTEN=127.0.0.1:0", "PARRY_DATABASE_DRIVER=postgres",
+		"PARRY_DATABASE_DSN=postgres://p:s3cret@h/d", "PARRY_BLOCKS_MAX_TTL=2w", "PARRY_LIMITS_QUEUE=7", "PARRY_MAIL_TO=a@example.net, b@example.net",
+		"PARRY_FIREWALLS=[{name: fw-z, settings: {pfsense_log: true}}]", "PARRY_TRUSTED_PROXIES=[192.0.2.0/24]", "PARRY_MAIL_SERVER=m:25",
+		"PARRY_MAIL_FROM=p@example.net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []any{c.Listen, c.Database.DSN.Reveal(), c.Blocks.MaxTTL.D(), c.Limits.Queue, c.Mail.To[1], c.Firewalls[0].Name, c.Firewalls[0].Settings["pfsense_log"],
+		c.TrustedProxies[0].String(), filepath.Base(c.StateDir), c.Firewalls[0].MaxRules}
+	want := []any{"127.0.0.1:0", "postgres://p:s3cret@h/d", 14 * 24 * time.Hour, 7, "b@example.net", "fw-z", true, "192.0.2.0/24", "here", 200}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if _, err := load(t, "", "PARRY_FIREWALLS=[{nmae: a}]"); err == nil || !strings.Contains(err.Error(), "PARRY_FIREWALLS: ") {
+		t.Errorf("got %v", err)
+	}
+	if d := cmp.Diff([]string{"PARRY_LISTENN"}, config.UnknownEnv([]string{"PARRY_LISTENN=1", "PARRY_LISTEN=1", "HOME=/", "PARRY_TOKEN=x"})); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestLoad_pathsCountFromTheFile(t *testing.T) {
+	t.Parallel()
+	path := write(t, "state_dir: state\nansible:\n  inventory: inv/hosts\n  playbook_bin: venv/bin/ansible-playbook\nmail: {server: 'm:25', username: u, password_file: pw, from: a@example.net, to: [b@example.net]}\n")
+	dir := filepath.Dir(path)
+	if err := os.WriteFile(filepath.Join(dir, "pw"), []byte("hunter2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Load(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{c.StateDir, c.Database.Path, c.Ansible.Inventory, c.Ansible.PlaybookBin, c.Mail.Password.Reveal(), c.Socket}
+	want := []string{dir + "/state", dir + "/state/parry.db", dir + "/inv/hosts", dir + "/venv/bin/ansible-playbook", "hunter2", config.DefaultSocket}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestSecret_showsItselfToNobody(t *testing.T) {
+	t.Parallel()
+	s := config.Secret("hunter2")
+	j, _ := json.Marshal(map[string]any{"s": s, "p": &s})
+	y, _ := yaml.Marshal(struct{ S config.Secret }{s})
+	var b strings.Builder
+	slog.New(slog.NewJSONHandler(&b, nil)).Info("m", "s", s, "in", struct{ S config.Secret }{s})
+	slog.New(slog.NewTextHandler(&b, nil)).Info("m", "s", s, "in", struct{ S config.Secret }{s})
+	for _, out := range []string{string(j), string(y), b.String(), fmt.Sprintf("%v %s %q %d %x %#v %+v", s, s, s, s, s, s, struct{ S config.Secret }{s})} {
+		if strings.Contains(out, "hunter2") || strings.Contains(out, "68756e74657232") {
+			t.Errorf("leaked: %s", out)
+		}
+	}
+	if s.Reveal() != "hunter2" || fmt.Sprint(config.Secret("")) != "" {
+		t.Error("a secret reveals itself, and an empty one is empty")
+	}
+}
+
+func TestDuration_roundTrips(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"30s": "30s", "90s": "1m30s", "4h": "4h", "36h": "1d12h", "2w": "14d", "1w1d1h1m1s": "8d1h1m1s", "0s": "0s", "1500ms": "1.5s", "30d": "30d",
+	} {
+		d, err := config.ParseDuration(text)
+		if got := config.Duration(d).String(); err != nil || got != want {
+			t.Errorf("%s: got %s, %v, want %s", text, got, err, want)
+		}
+	}
+	for _, bad := range []string{"", "d", "4", "1y", "-1d", "99999999999d", "1d x"} {
+		if d, err := config.ParseDuration(bad); err == nil {
+			t.Errorf("%q was read as %s", bad, d)
+		}
+	}
+}
+
+func TestFleet_digestChangesWithWhatTheFirewallHolds(t *testing.T) {
+	t.Parallel()
+	base := "firewalls:\n- name: fw-b\n- name: fw-a\n  groups: [edge, core]\n  settings: {pfsense_log: true, pfsense_role: single}\n"
+	digestOf := func(text, conn string) string {
+		c, err := load(t, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := c.Fleet(func(string) string { return conn })
+		if f.Firewalls[0].Name != "fw-a" {
+			t.Fatal("not sorted")
+		}
+		return f.Firewalls[0].Digest
+	}
+	was := digestOf(base, "192.0.2.1:22")
+	if got := digestOf(strings.Replace(base, "edge, core", "core, edge", 1), "192.0.2.1:22"); got != was {
+		t.Error("the order of groups is no change")
+	}
+	for what, got := range map[string]string{
+		"connection": digestOf(base, "192.0.2.2:22"),
+		"setting":    digestOf(strings.Replace(base, "true", "false", 1), "192.0.2.1:22"),
+		"group":      digestOf(strings.Replace(base, "edge", "rand", 1), "192.0.2.1:22"),
+		"default":    digestOf(base+"default_firewalls: [fw-b]\n", "192.0.2.1:22"),
+	} {
+		if got == was {
+			t.Errorf("%s: the digest stayed", what)
+		}
+	}
+}
+
+func TestExempt_namesItsSource(t *testing.T) {
+	t.Parallel()
+	c, err := load(t, "exemptions:\n- {prefix: 198.51.100.0/24, reason: ours}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.Exempt()
+	if len(got) != 1 || got[0].ID != "cfg:198.51.100.0/24" || got[0].Source != parry.ExemptConfig || got[0].Reason != "ours" {
+		t.Errorf("got %+v", got)
+	}
+}
