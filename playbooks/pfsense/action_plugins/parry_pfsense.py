@@ -1,0 +1,165 @@
+"""Runs parry's program on a pfSense firewall: one ssh operation, PHP over stdin, no Python and no temporary file on the firewall.
+
+The desired entries are read here, on the Ansible host, and never pass through a template. The program's parts (../program/*.php) are joined,
+the run's settings and the entries follow as literals, and the last line calls parry_main(). The answer is the last line of the output that
+starts with the marker; everything else that PHP or pfSense printed is ignored.
+"""
+from __future__ import annotations
+
+import base64
+import glob
+import json
+import os
+import re
+
+from ansible.errors import AnsibleActionFail
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
+
+DOCUMENTATION = r"""
+name: parry_pfsense
+short_description: Converge a pfSense firewall to a set of blocked sources, read them back, or flush them
+author: parry
+options:
+  mode: {description: What to do., choices: [apply, verify, flush], required: true}
+  desired_file: {description: Absolute path on the Ansible host; apply only., type: path}
+  controller: {description: Who controls the firewall., type: str}
+  epoch: {description: Fencing number; an older one is refused., type: int}
+  revision: {description: Revision of the desired state., type: int}
+  run_id: {description: Name of this run., type: str}
+  adopt: {description: Take over from another controller or after a flush., type: bool}
+  max_rules: {description: Largest number of rules., type: int}
+  role: {description: Role in an HA pair., choices: [single, primary, secondary]}
+  action: {description: What happens to a packet., choices: [block, reject]}
+  log: {description: Log blocked packets., type: bool}
+  kill_states: {description: End open connections of new entries., type: bool}
+"""
+
+MARKER = "PARRY-ANSWER "
+MAX_DESIRED = 64 << 20
+# Text of only these bytes can stand in a PHP nowdoc: the closing word is in capitals. Anything else goes as base64, to be rejected line by line.
+PLAIN = b"0123456789abcdefghijklmnopqrstuvwxyz:./ -\n"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\Z")
+CHOICES = {
+    "mode": ("apply", "verify", "flush"),
+    "role": ("single", "primary", "secondary"),
+    "action": ("block", "reject"),
+}
+CONTRACT = 1
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp=None, task_vars=None):
+        result = super().run(tmp, task_vars)
+        del tmp
+        try:
+            run = self._settings()
+            desired = self._desired() if run["mode"] == "apply" else b""
+        except Refused as refused:
+            return dict(result, **refused.result())
+        output = self._low_level_execute_command("/usr/local/bin/php", in_data=program(run, desired))
+        result.update(answer(output))
+        if "parry" in result and not result.get("failed"):
+            # what set_stats would answer, without a task of its own
+            result["ansible_stats"] = {"data": {"parry": result["parry"]}, "per_host": True, "aggregate": False}
+        return result
+
+    def _settings(self):
+        """The task's arguments as plain types, each of them checked: they come from inventories and command lines, too."""
+        args = self._task.args
+        if number(args, "contract", 1) != CONTRACT:
+            raise Refused("internal", f"this bundle speaks contract {CONTRACT}; parry_contract asks for {args.get('contract')}")
+        run = {
+            "check": bool(self._task.check_mode),
+            "diff": bool(self._task.diff),
+            "adopt": boolean(args.get("adopt", False)),
+            "log": boolean(args.get("log", False)),
+            "kill_states": boolean(args.get("kill_states", True)),
+            "epoch": number(args, "epoch", 0),
+            "revision": number(args, "revision", 0),
+            "max_rules": number(args, "max_rules", 200),
+        }
+        for key, default in (("mode", ""), ("role", "single"), ("action", "block")):
+            run[key] = str(args.get(key, default))
+            if run[key] not in CHOICES[key]:
+                raise Refused("internal", f"{key} must be one of {', '.join(CHOICES[key])}")
+        for key in ("controller", "run_id"):
+            run[key] = str(args.get(key, "manual"))
+            if not NAME.match(run[key]):
+                raise Refused("internal", f"{key} must be letters, digits and . _ : @ - only, at most 128")
+        return run
+
+    def _desired(self):
+        path = str(self._task.args.get("desired_file") or "")
+        if not os.path.isabs(path):
+            raise Refused("bad_desired", "parry_desired_file must be the absolute path of a file on the Ansible host")
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_DESIRED + 1)
+        except OSError as error:
+            raise Refused("bad_desired", f"cannot read parry_desired_file: {error}") from error
+        if len(data) > MAX_DESIRED:
+            raise Refused("bad_desired", f"parry_desired_file is larger than {MAX_DESIRED >> 20} MiB")
+        if data and not data.endswith(b"\n"):
+            raise Refused("bad_desired", "parry_desired_file does not end with a line end: it may have been cut off")
+        return data
+
+
+class Refused(AnsibleActionFail):
+    """A failure that is known before the firewall is asked."""
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+        self.text = message
+
+    def result(self):
+        return {"failed": True, "msg": self.text, "parry": {"failure": self.code}}
+
+
+def number(args, key, default):
+    try:
+        value = int(args.get(key, default))
+    except (TypeError, ValueError) as error:
+        raise Refused("internal", f"{key} must be a whole number") from error
+    if not 0 <= value < 1 << 53:
+        raise Refused("internal", f"{key} is out of range")
+    return value
+
+
+def program(run, desired):
+    """PHP source: the parts without their opening tags, then the call. Literals are nowdocs, in which PHP interprets nothing."""
+    parts = [b"<?php\n"]
+    for path in sorted(glob.glob(os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "program", "*.php"))):
+        with open(path, "rb") as file:
+            parts.append(file.read().removeprefix(b"<?php\n"))
+    settings = base64.b64encode(json.dumps(run).encode())
+    parts.append(b"\nparry_main(json_decode(base64_decode('" + settings + b"'), true), ")
+    if not desired:
+        parts.append(b"''")
+    elif desired.translate(None, PLAIN):
+        parts.append(b"base64_decode('" + base64.b64encode(desired) + b"')")
+    else:
+        parts.append(b"<<<'PARRYEND'\n" + desired + b"PARRYEND")
+    parts.append(b");\n")
+    return b"".join(parts)
+
+
+def answer(output):
+    """The program's answer, or a failure that says what came instead."""
+    for line in reversed(output["stdout"].splitlines()):
+        if line.startswith(MARKER):
+            try:
+                return json.loads(line[len(MARKER):])
+            except ValueError:
+                break
+    said = " ".join((output["stderr"] + " " + output["stdout"])[-600:].split())
+    return {
+        "failed": True,
+        "msg": f"the program on the firewall gave no answer (exit status {output['rc']}): {said or 'no output'}",
+        "parry": {"failure": "internal"},
+    }

@@ -1,0 +1,270 @@
+<?php
+/* pf itself: what is loaded, and the few commands that change a table. Nothing here trusts config.xml or a file for what is in force. */
+
+const PARRY_TABLES = '/var/db/aliastables';
+
+function parry_alias(string $id): string
+{
+    return "parry_{$id}";
+}
+
+function parry_table_path(string $id): string
+{
+    return PARRY_TABLES . '/' . parry_alias($id) . '.txt';
+}
+
+/**
+ * Reads the loaded ruleset and tells which of our rules really stand in it: block, in, quick, and matching exactly what their name says, on
+ * nothing but their own table. A rule that someone narrowed (a flag, a tag, another port) hashes to another name and does not count.
+ *
+ * @param array<string,string> $real pf's interface name → key
+ * @return array<string,array> groups without sources, by id
+ */
+function parry_loaded_rules(array $real): array
+{
+    $protocols = $rules = [];
+    foreach (explode("\n", (string)shell_exec('/sbin/pfctl -sr 2>/dev/null')) as $line) {
+        $line = preg_replace('/\s+/', ' ', trim($line));
+        if (!str_starts_with($line, 'block ') || !preg_match('/^(.*?) from [<$]parry_([0-9a-f]{12})(?::\d+)?>? to (.*)$/D', $line, $part)) {
+            continue;
+        }
+        [, $head, $id, $tail] = $part;
+        $tail = preg_replace('/ (label "[^"]*"|ridentifier \d+|flags any)/', '', $tail);
+        if (preg_match('/ (flags|os|user|group|icmp6?-type|tos|tag|tagged|prio|probability|allow-opts|received-on|no state|fragment) /', "{$tail} ")
+            || !preg_match('/^(any|[0-9a-f.:]+(?:\/\d+)?)(?: port (?:= )?([a-z0-9-]+))?(?: |$)/', $tail, $to)
+            || !preg_match('/ in .*?\bquick on (\{[^}]*\}|\S+)(?: reply-to \([^)]*\))? (inet6?)(?: proto (\{[^}]*\}|\S+))?$/', $head, $from)) {
+            continue;
+        }
+        $names = str_replace('ipv6-icmp', 'icmp', trim($from[3] ?? '-', '{} '));
+        /* pfctl shows one rule per member of a list, so tcp/udp comes back as two */
+        foreach (preg_split('/[ ,]+/', trim($from[1], '{} ')) as $name) {
+            $key = $real[$name] ?? null;
+            foreach (preg_split('/[ ,]+/', $names) as $protocol) {
+                $port = $to[2] ?? '-';
+                if ($port !== '-' && !ctype_digit($port)) {
+                    $port = (string)getservbyname($port, $protocol);
+                }
+                $protocols[$id]["{$from[2]} " . ($to[1] === 'any' ? '-' : $to[1]) . " {$port} {$key}"][$protocol] = true;
+            }
+        }
+    }
+    foreach ($protocols as $id => $matches) {
+        foreach ($matches as $match => $names) {
+            [$family, $destination, $port, $interface] = explode(' ', $match);
+            $protocol = isset($names['tcp'], $names['udp']) ? 'tcp/udp' : (string)array_key_first($names);
+            if (parry_rule_id($family, $destination, $protocol, $port, $interface) === (string)$id) {
+                $rules[$id] = ['id' => (string)$id, 'family' => $family, 'destination' => $destination, 'protocol' => $protocol, 'port' => $port,
+                    'interface' => $interface];
+            }
+        }
+    }
+    return $rules;
+}
+
+/** @return list<string> the entries that pf holds in a rule's table, sorted bytewise, without the placeholder */
+function parry_loaded_table(string $id): array
+{
+    $shown = (string)shell_exec('/sbin/pfctl -t ' . parry_alias($id) . ' -T show 2>/dev/null');
+    if ($shown === '') {
+        return [];
+    }
+    $entries = explode("\n", rtrim(str_replace([' ', "\t"], '', $shown), "\n"));
+    sort($entries, SORT_STRING);
+    return count($entries) <= 2 ? array_values(array_diff($entries, PARRY_NOBODY, [''])) : $entries;
+}
+
+/** What is in force: the rules that stand, with what their tables hold. */
+function parry_loaded(array $real): array
+{
+    $groups = parry_loaded_rules($real);
+    foreach ($groups as $id => &$group) {
+        $group['sources'] = parry_loaded_table((string)$id);
+    }
+    return $groups;
+}
+
+/** @return array{sha256: string, count: int, rules: int} the proof, over the lines of groups with sources */
+function parry_proof(array $groups): array
+{
+    $filled = array_filter($groups, fn($group) => $group['sources']);
+    if (count($filled) === 1) {         /* already sorted, and a blank sorts before all that an address can go on with */
+        $group = reset($filled);
+        $end = ' ' . parry_columns($group) . "\n";
+        $text = implode($end, $group['sources']) . $end;
+        $count = count($group['sources']);
+    } else {
+        $lines = parry_lines($filled);
+        $text = $lines ? implode("\n", $lines) . "\n" : '';
+        $count = count($lines);
+    }
+    return ['sha256' => hash('sha256', $text), 'count' => $count, 'rules' => count($groups)];
+}
+
+/** @return list<string> lines of five columns, sorted bytewise */
+function parry_lines(array $groups): array
+{
+    $lines = [];
+    foreach ($groups as $group) {
+        $end = ' ' . parry_columns($group);
+        foreach ($group['sources'] as $source) {
+            $lines[] = $source . $end;
+        }
+    }
+    sort($lines, SORT_STRING);
+    return $lines;
+}
+
+/** @return array{list<string>,list<string>} what is only in $new, what is only in $old; both sorted bytewise, one pass */
+function parry_difference(array $old, array $new): array
+{
+    $added = $removed = [];
+    $i = $j = 0;
+    for ($n = count($new), $m = count($old); $i < $n && $j < $m;) {
+        if ($new[$i] === $old[$j]) {
+            $i++;
+            $j++;
+        } elseif (strcmp($new[$i], $old[$j]) < 0) {
+            $added[] = $new[$i++];
+        } else {
+            $removed[] = $old[$j++];
+        }
+    }
+    return [array_merge($added, array_slice($new, $i)), array_merge($removed, array_slice($old, $j))];
+}
+
+/** The text of a rule's table file; never empty. */
+function parry_table_text(array $group): string
+{
+    return ($group['sources'] ? implode("\n", $group['sources']) : PARRY_NOBODY[$group['family']]) . "\n";
+}
+
+/** Makes the running table equal to its file, without a reload (as rc.update_urltables does). Returns pf's complaint, '' when it took it. */
+function parry_replace_table(string $id): string
+{
+    exec('/sbin/pfctl -q -t ' . parry_alias($id) . ' -T replace -f ' . escapeshellarg(parry_table_path($id)) . ' 2>&1', $out, $status);
+    return $status === 0 ? '' : (trim(implode(' ', $out)) ?: "pfctl ended with status {$status}");
+}
+
+/**
+ * How many entries parry can hold here. A reload needs room for the old and the new contents of every table at once, or pf refuses the whole
+ * ruleset; so half of the limit in force, less what bogons and others' URL tables take.
+ */
+function parry_capacity(): int
+{
+    preg_match('/table-entries\s+hard limit\s+(\d+)/', (string)shell_exec('/sbin/pfctl -sm 2>/dev/null'), $found);
+    $limit = (int)($found[1] ?? config_get_path('system/maximumtableentries', 0)) ?: 200000;    /* pf's own default */
+    $bogons = parry_count_lines('/etc/bogons') + (is_bogonsv6_used() ? parry_count_lines('/etc/bogonsv6') : 0);
+    $others = 0;
+    foreach (parry_list('aliases/alias') as $alias) {
+        $name = (string)($alias['name'] ?? '');
+        if (($alias['type'] ?? '') === 'urltable' && !parry_is_alias($name) && preg_match('/^\w+$/D', $name)) {
+            $others += parry_count_lines(PARRY_TABLES . "/{$name}.txt");
+        }
+    }
+    return max(0, intdiv($limit - $bogons, 2) - $others);
+}
+
+function parry_is_alias(string $name): bool
+{
+    return preg_match('/^parry_[0-9a-f]{12}$/D', $name) === 1;
+}
+
+function parry_count_lines(string $path): int
+{
+    return is_file($path) ? substr_count((string)file_get_contents($path), "\n") : 0;
+}
+
+/**
+ * Ends the open connections that newly blocked sources had through what is now blocked, and no other: pf goes on passing packets of a state
+ * that was made before the block. At most 1000 entries a run, so that a storm cannot hold the firewall up.
+ *
+ * @param list<array{string,array}> $added [source, group]   @return int entries looked after
+ */
+function parry_kill_states(array $added): int
+{
+    $with_port = [];
+    $added = array_slice($added, 0, 1000);
+    foreach ($added as [$source, $group]) {
+        if ($group['port'] !== '-') {
+            $with_port[] = [$source, $group];
+            continue;
+        }
+        $anywhere = $group['family'] === 'inet' ? '0.0.0.0/0' : '::/0';
+        if ($group['destination'] === '-' && $group['protocol'] === '-') {
+            pfSense_kill_states($source);
+            pfSense_kill_states($anywhere, $source);
+            continue;
+        }
+        $destination = $group['destination'] === '-' ? $anywhere : $group['destination'];
+        foreach ($group['protocol'] === '-' ? [null] : explode('/', $group['protocol']) as $protocol) {
+            $protocol = $protocol === 'icmp' && $group['family'] === 'inet6' ? 'icmpv6' : $protocol;
+            $protocol === null ? pfSense_kill_states($source, $destination) : pfSense_kill_states($source, $destination, null, $protocol);
+        }
+    }
+    if ($with_port) {
+        parry_kill_states_by_port($with_port);
+    }
+    return count($added);
+}
+
+/** pfSense_kill_states() knows no port, so states are found in pf's list and ended by id. The list can be long: it is read line by line. */
+function parry_kill_states_by_port(array $added): void
+{
+    $by_source = $by_prefix = [];
+    foreach ($added as [$source, $group]) {
+        if (str_contains($source, '/')) {
+            $by_prefix[] = [parry_prefix($source), $group];
+        } else {
+            $by_source[$source][] = $group;
+        }
+    }
+    $list = popen('/sbin/pfctl -ss -vv 2>/dev/null', 'r');
+    $ids = [];
+    $hit = false;
+    while ($list && count($ids) < 1000 && ($line = fgets($list)) !== false) {
+        if ($line[0] !== ' ' && $line[0] !== "\t") {
+            $hit = parry_state_matches($line, $by_source, $by_prefix);
+        } elseif ($hit && preg_match('/\bid: ([0-9a-f]+) creatorid: ([0-9a-f]+)/', $line, $found)) {
+            $ids[] = "{$found[1]}/{$found[2]}";
+        }
+    }
+    if ($list) {
+        pclose($list);
+    }
+    foreach ($ids as $id) {
+        exec('/sbin/pfctl -q -k id -k ' . escapeshellarg($id) . ' 2>/dev/null');
+    }
+}
+
+/** "em0 tcp 10.0.0.5:22 (198.51.100.10:22) <- 203.0.113.7:50000 ESTABLISHED:ESTABLISHED"; IPv6 as 2001:db8::1[22] */
+function parry_state_matches(string $line, array $by_source, array $by_prefix): bool
+{
+    if (!preg_match('/^\S+ (\S+) (\S+)(?: \(([^)]+)\))? (<-|->) (\S+)(?: \(([^)]+)\))?/', $line, $part)) {
+        return false;
+    }
+    [, $protocol, $left, $left_nat, $arrow, $right] = $part;
+    $to = array_filter($arrow === '<-' ? [$left, $left_nat] : [$right, $part[6] ?? '']);
+    $from = array_filter($arrow === '<-' ? [$right, $part[6] ?? ''] : [$left, $left_nat]);
+    $split = fn($end) => preg_match('/^(.*)[:\[](\d+)\]?$/D', $end, $x) ? [$x[1], $x[2]] : [$end, ''];
+    foreach ($from as $end) {
+        $source = $split($end)[0];
+        $groups = $by_source[$source] ?? [];
+        foreach ($by_prefix as [[$network, $bits], $group]) {
+            $bytes = @inet_pton($source);
+            if ($bytes !== false && strlen($bytes) === strlen($network) && parry_mask($bytes, $bits) === $network) {
+                $groups[] = $group;
+            }
+        }
+        foreach ($groups as $group) {
+            foreach ($to as $target) {
+                [$address, $port] = $split($target);
+                $wanted = $group['destination'] === '-' ? null : parry_prefix($group['destination']);
+                if ($port === $group['port'] && in_array($protocol, explode('/', $group['protocol']), true)
+                    && (!$wanted || (@inet_pton($address) !== false && parry_overlaps($wanted, parry_with_bits([$address => null]))))) {
+                    return true;
+                }
+            }
+        }
+    }
+    return false;
+}
