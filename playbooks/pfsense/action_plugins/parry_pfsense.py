@@ -35,6 +35,8 @@ options:
   kill_states: {description: End open connections of new entries., type: bool}
 """
 
+# Ansible takes status 255 for a lost connection, and PHP ends with it when it cannot even start the program.
+COMMAND = "/usr/local/bin/php || exit 1"
 MARKER = "PARRY-ANSWER "
 MAX_DESIRED = 64 << 20
 # Text of only these bytes can stand in a PHP nowdoc: the closing word is in capitals. Anything else goes as base64, to be rejected line by line.
@@ -61,7 +63,7 @@ class ActionModule(ActionBase):
             desired = self._desired() if run["mode"] == "apply" else b""
         except Refused as refused:
             return dict(result, **refused.result())
-        output = self._low_level_execute_command("/usr/local/bin/php", in_data=program(run, desired))
+        output = self._low_level_execute_command(COMMAND, in_data=program(run, desired))
         result.update(answer(output))
         if "parry" in result and not result.get("failed"):
             # what set_stats would answer, without a task of its own

@@ -51,6 +51,9 @@ register_shutdown_function(function (): void {
     parry_answer_failure('internal', $fatal
         ? 'PHP stopped: ' . strtok($error['message'], "\n") . " ({$error['file']}:{$error['line']})"
         : "pfSense's code ended the program; see noise");
+    if ($fatal) {
+        exit(1);        /* PHP would end with 255, which Ansible takes for a lost connection */
+    }
 });
 
 /* the path first, so that pfSense's relative includes are found wherever ssh put us */

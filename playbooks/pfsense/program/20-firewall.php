@@ -165,15 +165,14 @@ function parry_with_bits(array $addresses): array
     return $known;
 }
 
-/** The machine, not its name: FreeBSD's host uuid. */
-function parry_machine_id(): string
+/**
+ * Which machine, and which of its boots, answers: a new boot id tells that table files on a RAM disk may be gone.
+ *
+ * @return array{machine_id: string, boot_id: string} FreeBSD's host uuid, and the second of the boot
+ */
+function parry_identity(): array
 {
-    return trim((string)(@file_get_contents('/etc/hostid') ?: @file_get_contents('/etc/machine-id')));
-}
-
-/** Changes with each boot, so that a verify can tell that table files on a RAM disk may be gone. */
-function parry_boot_id(): string
-{
-    $out = is_executable('/sbin/sysctl') ? (string)shell_exec('/sbin/sysctl -n kern.boottime 2>/dev/null') : '';
-    return preg_match('/sec = (\d+)/', $out, $found) ? $found[1] : '';
+    $out = is_executable('/sbin/sysctl') ? (string)shell_exec('/sbin/sysctl -n kern.hostuuid kern.boottime 2>/dev/null') : '';
+    return ['machine_id' => trim(strtok($out, "\n") ?: (string)@file_get_contents('/etc/hostid')),
+        'boot_id' => preg_match('/\bsec = (\d+)/', $out, $found) ? $found[1] : ''];
 }

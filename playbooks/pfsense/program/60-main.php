@@ -42,8 +42,7 @@ function parry_main(array $run, string $desired): void
 function parry_facts(array $run, array $state, array $loaded, array $more = []): array
 {
     return parry_proof($loaded) + $more + ['added' => 0, 'removed' => 0, 'rejected' => [], 'capacity' => parry_capacity(), 'epoch' => $state['epoch'],
-        'controller' => $state['controller'], 'held' => $state['held'], 'machine_id' => parry_machine_id(), 'run_id' => $run['run_id'],
-        'boot_id' => parry_boot_id(), 'version' => parry_version()];
+        'controller' => $state['controller'], 'held' => $state['held'], 'run_id' => $run['run_id'], 'version' => parry_version()] + parry_identity();
 }
 
 function parry_verify(array $run, array $firewall): array
@@ -120,7 +119,7 @@ function parry_apply(array $run, string $desired, array $firewall): array
             $loaded = parry_loaded($firewall['real']);
         }
         $loaded = parry_fill_tables($wanted, $loaded);
-    } catch (ParryFailure $failure) {
+    } catch (Throwable $failure) {          /* pfSense's own code may throw, too */
         parry_restore_tables($undo);
         throw $failure;
     }
