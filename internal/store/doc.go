@@ -1,0 +1,37 @@
+// Package store keeps the desired state and what is known of the firewalls, in SQLite or PostgreSQL. It is the only package that knows SQL.
+//
+// # One SQL text
+//
+// Both engines run the same statements: $1 parameters, RETURNING, ON CONFLICT, columns of text, bigint and bytea (blob). Times are Unix
+// microseconds, 0 for none. Hostile free text is kept as bytes, because PostgreSQL's text takes neither NUL nor invalid UTF-8. What must
+// differ (opening, locking, waking other replicas, how many rows share a statement) is in sqlite.go and postgres.go.
+//
+// # Revisions
+//
+// Every writing transaction first takes the next revision with UPDATE … RETURNING on the one row of table state. The row stays locked until
+// the commit, so that revision order is commit order and, on PostgreSQL too, all writers are serialised: what a writing transaction reads
+// cannot change under it. The same row counts the live and the ended blocks, exactly.
+//
+// # Group commit
+//
+// One goroutine writes. It takes what queued while the last commit was on, at most 512 operations, runs them in one transaction, commits
+// and only then answers. No timer: a lone caller waits for nothing but its own commit. An operation that is refused has written nothing, and
+// the others go on. When the transaction fails, each operation is tried once more in a transaction of its own; ids were made beforehand and
+// are looked up then, so that a commit which succeeded although its answer was lost counts nothing twice. A caller's cancelled context
+// ends its waiting, never the batch.
+//
+// # Put
+//
+// The order of decisions is fixed, and requests of one batch are decided in the order in which they queued:
+//
+//  1. The idempotency key: seen with this body's hash, the first answer again; seen with another, refused.
+//  2. A live block of the key that is due is ended as expired.
+//  3. A request past its time (event + TTL is not after now), or not newer than an operator's delete of the key, is evidence only. It is
+//     counted on the live block without extending it, else on the key's newest ended block, else on a block that is born ended.
+//  4. A live block of the key is refreshed: its end moves out to event + TTL within the cap, never in; without end stays without end.
+//  5. MaxRules: a rule (family, destination, protocol, port, interface) that is not in use in scope and would be one too many is refused, or
+//     widened to its source, and 2 to 4 are decided again for that key. A rule is in use while a live block needs it and 24 hours after, because
+//     it stays on the firewall for so long. The source-only rule is counted and never refused: it is what everything else falls back to.
+//  6. MaxBlocks, against the live blocks at this point of the batch.
+//  7. A new block.
+package store

@@ -1,0 +1,216 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+// incident is parry.Incident as it is stored.
+type incident struct {
+	ID       parry.NotificationID `json:"id"`
+	Since    time.Time            `json:"since"`
+	Failure  parry.Failure        `json:"failure"`
+	Message  string               `json:"message"`
+	Attempts int                  `json:"attempts"`
+	NextTry  time.Time            `json:"next_try"`
+}
+
+// bundleRef is parry.BundleRef as it is stored.
+type bundleRef struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	Digest  string `json:"digest"`
+	Commit  string `json:"commit"`
+}
+
+// toJSON writes a value that always can be; invalid UTF-8 in it is replaced and NUL escaped, so that a text column takes it.
+func toJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("store: %T cannot be JSON: %v", v, err)) // a time beyond year 9999: a bug of the caller
+	}
+	return string(b)
+}
+
+func fromJSON(s string, v any) error {
+	if s == "" {
+		return nil
+	}
+	return json.Unmarshal([]byte(s), v)
+}
+
+func noFirewall(name string) error {
+	return parry.Errorf(parry.KindNotFound, "there is no firewall %q", name)
+}
+
+// SyncFirewalls makes the known firewalls those of the configuration (Name and Digest count). A new one starts at 0; a changed digest makes
+// dirty; one that is missing is no longer listed, and stays until it is retired; one that comes back is dirty and no longer retiring.
+func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
+	return s.write(ctx, "take over the configured firewalls", func(t *tx) error {
+		t.wakes |= wakeDesired
+		names := make([]any, 0, len(fws))
+		for _, fw := range fws {
+			names = append(names, fw.Name)
+			err := t.exec(`INSERT INTO firewalls (name, listed, retiring, digest, applied_rev, dirty_rev, epoch, adopt, approved, incident, proof,
+					proved_at, last_run) VALUES ($1, 1, 0, $2, 0, $3, 0, 0, 0, '', '', 0, '')
+				ON CONFLICT (name) DO UPDATE SET listed = 1, digest = excluded.digest, dirty_rev = excluded.dirty_rev,
+					retiring = CASE WHEN firewalls.listed = 1 THEN firewalls.retiring ELSE 0 END
+				WHERE firewalls.digest <> excluded.digest OR firewalls.listed = 0`, fw.Name, fw.Digest, int64(t.rev))
+			if err != nil {
+				return err
+			}
+		}
+		if len(names) == 0 {
+			return t.exec(`UPDATE firewalls SET listed = 0`)
+		}
+		return t.exec(`UPDATE firewalls SET listed = 0 WHERE listed = 1 AND name NOT IN (`+placeholders(1, len(names))+`)`, names...)
+	})
+}
+
+const firewallQuery = `
+	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof, f.proved_at,
+		f.last_run, coalesce(h.held_by, a.held_by, ''), coalesce(h.reason, a.reason), coalesce(h.since, a.since, 0)
+	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''`
+
+func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
+	var listed, retiring, adopt, approved, proved, since int64
+	var inc, proof string
+	var reason []byte
+	err = r.Scan(&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.Epoch, &adopt, &approved, &inc, &proof, &proved,
+		&f.LastRun, &f.Hold.By, &reason, &since)
+	if err != nil {
+		return f, err
+	}
+	f.Listed, f.Retiring, f.Adopt, f.Approved = listed != 0, retiring != 0, adopt != 0, approved != 0
+	f.ProvedAt, f.Hold.Since, f.Hold.Reason = fromMicros(proved), fromMicros(since), string(reason)
+	var i incident
+	if err := fromJSON(inc, &i); err != nil {
+		return f, fmt.Errorf("incident of %s: %w", f.Name, err)
+	}
+	f.Incident = parry.Incident(i)
+	if err := fromJSON(proof, &f.Proof); err != nil {
+		return f, fmt.Errorf("proof of %s: %w", f.Name, err)
+	}
+	return f, nil
+}
+
+// Firewalls lists every firewall that is known, by name.
+func (s *Store) Firewalls(ctx context.Context) ([]parry.FirewallState, error) {
+	fs, err := collect(ctx, s.reads, firewallQuery+` ORDER BY f.name`, nil, scanFirewall)
+	return fs, s.wrap(err, "list the firewalls")
+}
+
+// FirewallState finds one by name.
+func (s *Store) FirewallState(ctx context.Context, name string) (parry.FirewallState, error) {
+	fs, err := collect(ctx, s.reads, firewallQuery+` WHERE f.name = $1`, []any{name}, scanFirewall)
+	if err != nil {
+		return parry.FirewallState{}, s.wrap(err, "read firewall "+name)
+	}
+	if len(fs) == 0 {
+		return parry.FirewallState{}, noFirewall(name)
+	}
+	return fs[0], nil
+}
+
+// onFirewall runs an UPDATE of the firewall whose name is $1, and wakes the lanes.
+func (s *Store) onFirewall(ctx context.Context, doing, name, q string, args ...any) error {
+	return s.write(ctx, doing+" "+name, func(t *tx) error {
+		args := append([]any{name}, args...)
+		for i, a := range args {
+			if a == revision {
+				args[i] = int64(t.rev)
+			}
+		}
+		n, err := t.execN(q, args...)
+		if err == nil && n == 0 {
+			return noFirewall(name)
+		}
+		t.wakes |= wakeDesired
+		return err
+	})
+}
+
+// revision stands for the transaction's own among the arguments of onFirewall.
+const revision = parry.Revision(-1)
+
+// MarkDirty makes a firewall be converged again from scratch.
+func (s *Store) MarkDirty(ctx context.Context, name string) error {
+	return s.onFirewall(ctx, "mark dirty", name, `UPDATE firewalls SET dirty_rev = $2 WHERE name = $1`, revision)
+}
+
+// SetRetiring has a firewall emptied and then forgotten.
+func (s *Store) SetRetiring(ctx context.Context, name string) error {
+	return s.onFirewall(ctx, "retire", name, `UPDATE firewalls SET retiring = 1, dirty_rev = $2 WHERE name = $1`, revision)
+}
+
+// SetAdopt lets the next run take the firewall over from another controller, a higher epoch or a flush.
+func (s *Store) SetAdopt(ctx context.Context, name string) error {
+	return s.onFirewall(ctx, "adopt", name, `UPDATE firewalls SET adopt = 1 WHERE name = $1`)
+}
+
+// SetApproved lets the next run remove many entries.
+func (s *Store) SetApproved(ctx context.Context, name string) error {
+	return s.onFirewall(ctx, "approve", name, `UPDATE firewalls SET approved = 1 WHERE name = $1`)
+}
+
+// SetHold holds one firewall, or all of them under the name "". The zero Hold releases; a firewall's own hold outlives the release of all.
+func (s *Store) SetHold(ctx context.Context, name string, h parry.Hold) error {
+	return s.write(ctx, "hold "+name, func(t *tx) error {
+		if name != "" {
+			var one int64
+			err := t.row(`SELECT 1 FROM firewalls WHERE name = $1`, []any{name}, &one)
+			if err == sql.ErrNoRows {
+				return noFirewall(name)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		t.wakes |= wakeDesired
+		if !h.Held() {
+			return t.exec(`DELETE FROM holds WHERE name = $1`, name)
+		}
+		return t.exec(`INSERT INTO holds (name, held_by, reason, since) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (name) DO UPDATE SET held_by = excluded.held_by, reason = excluded.reason, since = excluded.since`,
+			name, h.By, []byte(h.Reason), micros(h.Since))
+	})
+}
+
+// Rejects lists what firewalls refused of the blocks.
+func (s *Store) Rejects(ctx context.Context, ids []parry.BlockID) (out []parry.Reject, err error) {
+	for len(ids) > 0 {
+		part := ids[:min(len(ids), 500)]
+		ids = ids[len(part):]
+		var w where
+		values := make([]any, len(part))
+		for i, id := range part {
+			values[i] = string(id)
+		}
+		w.in(`block_id`, values)
+		rs, err := collect(ctx, s.reads, `SELECT firewall, block_id, code, run_id, at FROM rejects`+w.String()+` ORDER BY block_id, firewall`, w.args, scanReject)
+		if err != nil {
+			return nil, s.wrap(err, "list rejects")
+		}
+		out = append(out, rs...)
+	}
+	return out, nil
+}
+
+// FirewallRejects lists what one firewall refused.
+func (s *Store) FirewallRejects(ctx context.Context, firewall string) ([]parry.Reject, error) {
+	rs, err := collect(ctx, s.reads, `SELECT firewall, block_id, code, run_id, at FROM rejects WHERE firewall = $1 ORDER BY block_id`,
+		[]any{firewall}, scanReject)
+	return rs, s.wrap(err, "list the rejects of "+firewall)
+}
+
+func scanReject(r *sql.Rows) (j parry.Reject, err error) {
+	var at int64
+	err = r.Scan(&j.Firewall, &j.BlockID, &j.Code, &j.RunID, &at)
+	j.At = fromMicros(at)
+	return j, err
+}

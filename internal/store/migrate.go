@@ -1,0 +1,51 @@
+package store
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"io/fs"
+
+	"github.com/pressly/goose/v3"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// migrate brings the schema up to this program's version, and refuses a database of a later one without having written to it.
+func (s *Store) migrate(ctx context.Context) error {
+	conn, err := s.reads.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the database: %w", err)
+	}
+	defer conn.Close()
+	unlock, err := s.eng.lockMigration(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("lock the schema: %w", err)
+	}
+	defer unlock()
+	dir, err := fs.Sub(migrations, "migrations/"+s.eng.dialect())
+	if err != nil {
+		return err
+	}
+	dialect := goose.DialectSQLite3
+	if s.eng.dialect() == "postgres" {
+		dialect = goose.DialectPostgres
+	}
+	p, err := goose.NewProvider(dialect, s.writes, dir, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return fmt.Errorf("read the migrations: %w", err)
+	}
+	have, want, err := p.GetVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("read the schema's version: %w", err)
+	}
+	if have > want {
+		return fmt.Errorf("%w: its schema is version %d, this program knows %d; install the newer parry again, or restore the backup from before the upgrade",
+			ErrNewer, have, want)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("bring the schema from version %d to %d: %w", have, want, err)
+	}
+	return nil
+}

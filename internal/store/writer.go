@@ -1,0 +1,366 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+const maxBatch = 512 // operations in one transaction
+
+// op is one operation on its way through the writer: put, or any other as fn. fn may run twice (see the package's comment) and must not
+// have written when it returns an error that bears a kind.
+type op struct {
+	put  *put
+	fn   func(*tx) error
+	err  error
+	done chan struct{}
+}
+
+// write runs fn in a writing transaction and waits until that is committed.
+func (s *Store) write(ctx context.Context, doing string, fn func(*tx) error) error {
+	o := &op{fn: fn, done: make(chan struct{})}
+	s.mu.RLock()
+	if s.closed {
+		s.mu.RUnlock()
+		return errClosed()
+	}
+	select {
+	case s.queue <- o:
+		s.mu.RUnlock()
+	case <-ctx.Done():
+		s.mu.RUnlock()
+		return fmt.Errorf("%s: %w", doing, ctx.Err())
+	}
+	return s.await(ctx, doing, o)
+}
+
+func (s *Store) await(ctx context.Context, doing string, o *op) error {
+	select {
+	case <-o.done:
+		return s.wrap(o.err, doing)
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w (it may still be done)", doing, ctx.Err())
+	}
+}
+
+func errClosed() error {
+	return &parry.Error{Kind: parry.KindUnavailable, Detail: "parry is shutting down", RetryAfter: 5 * time.Second}
+}
+
+// writeLoop commits what queued, until the queue is closed and empty.
+func (s *Store) writeLoop() {
+	defer close(s.written)
+	w := &writer{s: s}
+	defer w.drop()
+	batch := make([]*op, 0, maxBatch)
+	for o := range s.queue {
+		batch = append(batch[:0], o)
+	more:
+		for len(batch) < maxBatch {
+			select {
+			case o, ok := <-s.queue:
+				if !ok {
+					break more
+				}
+				batch = append(batch, o)
+			default:
+				break more
+			}
+		}
+		w.commit(batch)
+		clear(batch)
+	}
+}
+
+// writer owns the writing connection and its prepared statements. Only writeLoop uses it.
+type writer struct {
+	s     *Store
+	conn  *sql.Conn
+	stmts map[stmtKey]*sql.Stmt
+}
+
+// commit runs a batch and answers its operations.
+func (w *writer) commit(batch []*op) {
+	err := w.try(batch, false)
+	if err != nil {
+		w.s.log.Warn("a batch of writes failed, trying each by itself", "operations", len(batch), "err", err)
+		var down error
+		for _, o := range batch {
+			if down != nil {
+				o.err = down
+				continue
+			}
+			one := []*op{o}
+			if err := w.try(one, true); err != nil {
+				o.err = err
+				if w.s.eng.kind(err) == parry.KindUnavailable {
+					down = err // the rest would fail alike, each after its own time-out
+				}
+			}
+		}
+	}
+	for _, o := range batch {
+		close(o.done)
+	}
+}
+
+// try runs operations in one transaction. An error means that it was not committed, or, seldom, that this is not known.
+func (w *writer) try(ops []*op, again bool) (err error) {
+	ctx, cancel := w.s.eng.batchContext()
+	defer cancel()
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	t := &tx{w: w, ctx: ctx, now: w.s.now(), again: again}
+	defer func() {
+		if err == nil {
+			w.s.wake(t.wakes)
+			return
+		}
+		// Whatever is left of the transaction goes with its connection.
+		w.drop()
+	}()
+	if err := t.exec(w.s.eng.begin()); err != nil {
+		return err
+	}
+	if err := t.row(`UPDATE state SET rev = rev + 1 WHERE one = 1 RETURNING rev, live, ended`, nil, &t.rev, &t.live, &t.ended); err != nil {
+		return fmt.Errorf("take a revision: %w", err)
+	}
+	live, ended := t.live, t.ended
+	for rest := ops; len(rest) > 0; {
+		n := 0
+		for n < len(rest) && rest[n].put != nil {
+			n++
+		}
+		if n > 0 {
+			if err := t.putAll(rest[:n]); err != nil {
+				return err
+			}
+			rest = rest[n:]
+			continue
+		}
+		o := rest[0]
+		o.err = o.fn(t)
+		if e := (*parry.Error)(nil); o.err != nil && !errors.As(o.err, &e) {
+			return o.err
+		}
+		rest = rest[1:]
+	}
+	if err := t.writeRules(); err != nil {
+		return err
+	}
+	if t.live != live || t.ended != ended {
+		if err := t.exec(`UPDATE state SET live = $1, ended = $2 WHERE one = 1`, t.live, t.ended); err != nil {
+			return err
+		}
+	}
+	if t.wakes != 0 {
+		if err := w.s.eng.notify(t, t.wakes); err != nil {
+			return err
+		}
+	}
+	if t.failed != nil {
+		return t.failed
+	}
+	return t.exec(`COMMIT`)
+}
+
+func (w *writer) connect(ctx context.Context) error {
+	if w.conn != nil {
+		return nil
+	}
+	conn, err := w.s.writes.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the database: %w", err)
+	}
+	w.conn, w.stmts = conn, map[stmtKey]*sql.Stmt{}
+	if err := w.s.eng.session(ctx, conn); err != nil {
+		w.drop()
+		return fmt.Errorf("prepare a connection: %w", err)
+	}
+	return nil
+}
+
+// drop closes the connection for good, with a transaction that may still be open on it.
+func (w *writer) drop() {
+	if w.conn == nil {
+		return
+	}
+	for _, st := range w.stmts {
+		_ = st.Close()
+	}
+	_ = w.conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = w.conn.Close()
+	w.conn, w.stmts = nil, nil
+}
+
+// tx is one writing transaction. After an error of the database it refuses every further statement: SQLite ends some transactions by itself,
+// and what follows would be committed on its own.
+type tx struct {
+	w      *writer
+	ctx    context.Context
+	now    time.Time
+	rev    parry.Revision
+	live   int64 // live blocks, with what this transaction did
+	ended  int64
+	again  bool // the second try: this may have been committed before
+	wakes  wakes
+	rules  map[ruleKey]*ruleDelta
+	failed error
+}
+
+// stmtKey is a statement's text, and how many values its list holds.
+type stmtKey struct {
+	q string
+	n int
+}
+
+func (t *tx) stmt(q string) (*sql.Stmt, error) {
+	if st, ok := t.w.stmts[stmtKey{q, 0}]; ok && t.failed == nil {
+		return st, nil
+	}
+	return t.prepare(stmtKey{q, 0}, q)
+}
+
+func (t *tx) prepare(k stmtKey, text string) (*sql.Stmt, error) {
+	if t.failed != nil {
+		return nil, t.failed
+	}
+	st, err := t.w.conn.PrepareContext(t.ctx, text)
+	if err != nil {
+		return nil, t.fail(text, err)
+	}
+	t.w.stmts[k] = st
+	return st, nil
+}
+
+func (t *tx) fail(q string, err error) error {
+	if len(q) > 60 {
+		q = q[:60] + "…"
+	}
+	t.failed = fmt.Errorf("%s: %w", q, err)
+	return t.failed
+}
+
+func (t *tx) exec(q string, args ...any) error {
+	_, err := t.execN(q, args...)
+	return err
+}
+
+// execN tells how many rows were touched.
+func (t *tx) execN(q string, args ...any) (int64, error) {
+	st, err := t.stmt(q)
+	if err != nil {
+		return 0, err
+	}
+	res, err := st.ExecContext(t.ctx, args...)
+	if err != nil {
+		return 0, t.fail(q, err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return 0, t.fail(q, err)
+	}
+	return n, nil
+}
+
+// query hands every row to scan.
+func (t *tx) query(q string, args []any, scan func(*sql.Rows) error) error {
+	st, err := t.stmt(q)
+	if err != nil {
+		return err
+	}
+	return t.read(st, q, args, scan)
+}
+
+func (t *tx) read(st *sql.Stmt, q string, args []any, scan func(*sql.Rows) error) error {
+	rows, err := st.QueryContext(t.ctx, args...)
+	if err != nil {
+		return t.fail(q, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return t.fail(q, err)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return t.fail(q, err)
+	}
+	return nil
+}
+
+// row reads one row; none is [sql.ErrNoRows], after which the transaction goes on.
+func (t *tx) row(q string, args []any, dest ...any) error {
+	found := false
+	err := t.query(q, args, func(r *sql.Rows) error { found = true; return r.Scan(dest...) })
+	if err == nil && !found {
+		return sql.ErrNoRows
+	}
+	return err
+}
+
+// queryIn asks q for many values of its one list, written %s, in as few statements as are quick.
+func (t *tx) queryIn(q string, values []any, scan func(*sql.Rows) error) error {
+	for _, part := range chunks(values, 1, 64) {
+		st, err := t.list(q, len(part), func() string { return fmt.Sprintf(q, placeholders(1, len(part))) })
+		if err != nil {
+			return err
+		}
+		if err := t.read(st, q, part, scan); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// insert adds rows of so many columns; q ends where the list of rows begins, and tail follows it.
+func (t *tx) insert(q string, columns int, values []any, tail string) error {
+	for _, part := range chunks(values, columns, t.w.s.eng.rowsPerInsert()) {
+		st, err := t.list(q, len(part), func() string {
+			text := q
+			for i := 0; i < len(part); i += columns {
+				if i > 0 {
+					text += ", "
+				}
+				text += "(" + placeholders(i+1, columns) + ")"
+			}
+			return text + tail
+		})
+		if err != nil {
+			return err
+		}
+		if _, err := st.ExecContext(t.ctx, part...); err != nil {
+			return t.fail(q, err)
+		}
+	}
+	return nil
+}
+
+// list finds or prepares the form of q for n values.
+func (t *tx) list(q string, n int, text func() string) (*sql.Stmt, error) {
+	if st, ok := t.w.stmts[stmtKey{q, n}]; ok && t.failed == nil {
+		return st, nil
+	}
+	return t.prepare(stmtKey{q, n}, text())
+}
+
+// chunks cuts rows of so many columns into parts of max rows, then of a quarter of that and so on down, so that few distinct statements
+// serve any length. max is a power of 4.
+func chunks(values []any, columns, max int) [][]any {
+	var out [][]any
+	for len(values) > 0 {
+		for max*columns > len(values) {
+			max /= 4
+		}
+		out = append(out, values[:max*columns])
+		values = values[max*columns:]
+	}
+	return out
+}
