@@ -44,27 +44,30 @@ type Spec struct {
 
 // Outcome is what a run came to. The proof is as the firewall gave it: whether it equals what was sent is the caller's to judge.
 type Outcome struct {
-	State    parry.RunState // succeeded: the play ended well with a proof; failed; unknown: ended from outside, or nobody can tell
-	Failure  parry.Failure  // empty on success
-	Task     string         // the failed task's name
-	Message  string         // hostile text, capped at 2 KiB
-	Proof    *parry.Proof   // nil when none came
-	Rejected []Rejection
-	Changed  bool
-	Details  map[string]any // the play's `parry` answer as it came: the firewall's known epoch, controller, version …; numbers are json.Number
-	Stats    Stats
-	RC       int           // exit code, -1 when ended by a signal
-	Wall     time.Duration // from start to the last child's end
-	CPU      time.Duration // user and system, of the whole tree
-	MaxRSS   int64         // bytes, of the largest process
-	Dir      string        // the run's directory, absolute
-	LogTail  string        // the log's last lines, at most 4 KiB; hostile text
+	State    parry.RunState `json:"state"`             // succeeded: ended well with a proof; failed; unknown: nobody can tell what was done
+	Failure  parry.Failure  `json:"failure,omitempty"` // empty on success
+	Task     string         `json:"task,omitempty"`    // the failed task's name
+	Message  string         `json:"message,omitempty"` // hostile text, at most 2 KiB
+	Proof    *parry.Proof   `json:"proof,omitempty"`   // nil when none came
+	Rejected []Rejection    `json:"rejected,omitempty"`
+	Changed  bool           `json:"changed"`
+	// Details is the play's answer as it came, without its rejects: the failure code, the epoch and controller that the firewall knows,
+	// its version …; numbers are json.Number.
+	Details map[string]any `json:"details,omitempty"`
+	Stats   Stats          `json:"stats"`
+	RC      int            `json:"rc"`      // exit code, -1 when a signal ended it
+	Wall    time.Duration  `json:"wall_ns"` // from start until the last process was gone
+	CPU     time.Duration  `json:"cpu_ns"`  // user and system, of all processes that were waited for
+	MaxRSS  int64          `json:"max_rss"` // bytes, of ansible-playbook's first process
+	Warm    bool           `json:"warm"`    // over the warm ssh master
+	Dir     string         `json:"-"`       // the run's directory, absolute
+	LogTail string         `json:"-"`       // the log's end, at most 4 KiB; hostile text
 }
 
 // Rejection is one line of the desired file that the firewall cannot take.
 type Rejection struct {
-	Line int    // 1-based
-	Code string // contract 1's reject code
+	Line int    `json:"line"` // 1-based
+	Code string `json:"code"` // contract 1's reject code
 }
 
 // Stats counts the target's tasks as Ansible does.

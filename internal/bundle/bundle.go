@@ -6,25 +6,36 @@
 package bundle
 
 import (
-	"context"
-	"log/slog"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/parry/parry/internal/parry"
 )
 
+// Playbooks are the files that every bundle holds, besides bundle.yml.
+var Playbooks = [...]string{"apply.yml", "verify.yml", "flush.yml"}
+
 // Bundle is one checked, read-only copy of a bundle.
 type Bundle struct {
 	parry.BundleRef
-	Dir      string // absolute; holds apply.yml, verify.yml, flush.yml
+	Dir      string // absolute; holds Playbooks
 	Manifest Manifest
 }
 
-// Options of a Library. Root, StateDir and Check are required.
-type Options struct {
-	Root     string // the directory that holds the bundles' source directories
-	StateDir string // copies go to StateDir/bundles/NAME/DIGEST
-	// Check looks a copy over before it becomes current: a syntax check by Ansible.
-	Check  func(ctx context.Context, dir string) error
-	Keep   int // older copies kept besides those that are current or in use; 0 is 5
-	Logger *slog.Logger
+// Hold keeps the copy from being pruned until the file is closed, here and in every child that inherited it.
+func (b *Bundle) Hold() (*os.File, error) {
+	f, err := os.Open(b.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("bundle %s: %w", b.Name, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("bundle %s: %s is being removed: %w", b.Name, b.Dir, err), f.Close())
+	}
+	if _, err := os.Stat(b.Dir); err != nil { // pruned between the two
+		return nil, errors.Join(fmt.Errorf("bundle %s: %w", b.Name, err), f.Close())
+	}
+	return f, nil
 }

@@ -1,0 +1,121 @@
+package ansible
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+// A run's directory, StateDir/runs/RUNID, mode 0700: inventory.json, vars.json, desired.txt, ansible.cfg, log.txt, events.jsonl and, when
+// the run has ended, result.json. With it the run can be repeated by hand:
+//
+//	ANSIBLE_CONFIG=DIR/ansible.cfg ansible-playbook -i DIR/inventory.json -e @DIR/vars.json BUNDLE/apply.yml
+func (r *Runner) runDir(id parry.RunID) string { return filepath.Join(r.runsDir(), string(id)) }
+
+func (r *Runner) runsDir() string { return filepath.Join(r.stateDir, "runs") }
+
+// record is what a run writes down while it is on.
+type record struct {
+	files  [2]*os.File
+	log    *cappedLog
+	events *eventLog
+}
+
+func newRecord(dir string, limit int64) (*record, error) {
+	var rec record
+	for i, name := range []string{"log.txt", "events.jsonl"} {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			rec.close()
+			return nil, err
+		}
+		rec.files[i] = f
+	}
+	rec.log = newCappedLog(rec.files[0], limit)
+	rec.events = &eventLog{w: rec.files[1], left: eventsLimit}
+	return &rec, nil
+}
+
+func (rec *record) finish() error { return errors.Join(rec.log.finish(), rec.events.finish()) }
+
+func (rec *record) close() {
+	for _, f := range rec.files {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// Log opens a run's log, of a run that is on too; fs.ErrNotExist when it has none (any more). Hostile text.
+func (r *Runner) Log(id parry.RunID) (*os.File, error) { return r.open(id, "log.txt") }
+
+// Events reads a run's events so far; fs.ErrNotExist when it has none (any more).
+func (r *Runner) Events(id parry.RunID) ([]Event, error) {
+	f, err := r.open(id, "events.jsonl")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	var all []Event
+	readEvents(f, func(e *Event, _ []byte) { all = append(all, *e) })
+	return all, nil
+}
+
+func (r *Runner) open(id parry.RunID, name string) (*os.File, error) {
+	if !runIDRE.MatchString(string(id)) {
+		return nil, fmt.Errorf("run id %q: %w", id, fs.ErrNotExist)
+	}
+	return os.Open(filepath.Join(r.runDir(id), name))
+}
+
+// Prune removes the directories of ended runs that are older than keepAge, and beyond the newest keepCount; zero of either removes nothing
+// for that reason. Directories of runs that are on stay; one without a result (its parry was killed) counts as ended when it is a day old.
+func (r *Runner) Prune(keepAge time.Duration, keepCount int) error {
+	entries, err := os.ReadDir(r.runsDir())
+	if err != nil {
+		return fmt.Errorf("prune runs: %w", err)
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(b.Name(), a.Name()) }) // newest first: ids sort by time
+	var errs []error
+	kept := 0
+	for _, e := range entries {
+		if !runIDRE.MatchString(e.Name()) {
+			continue
+		}
+		if !r.ended(e) {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			continue
+		}
+		old := keepAge > 0 && r.now().Sub(info.ModTime()) > keepAge
+		if !old && (keepCount <= 0 || kept < keepCount) {
+			kept++
+			continue
+		}
+		errs = append(errs, os.RemoveAll(filepath.Join(r.runsDir(), e.Name())))
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Runner) ended(e fs.DirEntry) bool {
+	r.mu.Lock()
+	on := r.active[parry.RunID(e.Name())]
+	r.mu.Unlock()
+	if on {
+		return false
+	}
+	if _, err := os.Stat(filepath.Join(r.runsDir(), e.Name(), "result.json")); err == nil {
+		return true
+	}
+	info, err := e.Info()
+	return err == nil && r.now().Sub(info.ModTime()) > 24*time.Hour
+}

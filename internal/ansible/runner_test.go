@@ -1,0 +1,154 @@
+package ansible
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/parry/parry/internal/bundle"
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+// rig is a runner and a real sshd that it reaches.
+type rig struct {
+	*Runner
+	sshd *testenv.SSHD
+	host Host
+	file string // where the test bundle keeps its entries
+}
+
+func newRig(tb testing.TB, change ...func(*Options)) *rig {
+	tb.Helper()
+	sshd := testenv.StartSSHD(tb)
+	o := Options{StateDir: tb.TempDir(), KnownHosts: sshd.KnownHosts, Deadline: 30 * time.Second}
+	for _, c := range change {
+		c(&o)
+	}
+	r, err := New(o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return &rig{
+		Runner: r, sshd: sshd, file: filepath.Join(tb.TempDir(), "entries"),
+		host: Host{Name: "fw1", Addr: sshd.Addr, Port: sshd.Port, User: sshd.User, KeyFile: sshd.KeyFile},
+	}
+}
+
+// spec is a run of the test bundle that keeps the desired entries in g.file on the host.
+func (g *rig) spec(tb testing.TB, desired string) Spec {
+	tb.Helper()
+	return Spec{
+		RunID: parry.NewRunID(time.Now()), Host: g.host, Bundle: testBundle(tb, nil), Kind: parry.RunApply,
+		Vars: map[string]any{
+			"parry_controller": "c-1", "parry_epoch": 3, "parry_revision": 7, "parry_max_rules": 200, "parry_adopt": false,
+			"test_file": g.file,
+		},
+		Desired: []byte(desired),
+	}
+}
+
+// play is a run of a bundle whose apply.yml holds the tasks.
+func (g *rig) play(tb testing.TB, tasks string) Spec {
+	tb.Helper()
+	s := g.spec(tb, "")
+	s.Bundle = testBundle(tb, map[string]string{"apply.yml": "- hosts: all\n  gather_facts: false\n  tasks:\n" + tasks})
+	return s
+}
+
+func (g *rig) run(tb testing.TB, s Spec) *Outcome {
+	tb.Helper()
+	return g.runCtx(context.Background(), tb, s)
+}
+
+func (g *rig) runCtx(ctx context.Context, tb testing.TB, s Spec) *Outcome {
+	tb.Helper()
+	o, err := g.Run(ctx, s)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if left := marked("PARRY_RUN=" + string(s.RunID)); len(left) != 0 {
+		tb.Errorf("processes %v outlived the run", left)
+	}
+	return o
+}
+
+// testBundle is testdata/firewall with files put in or over.
+func testBundle(tb testing.TB, files map[string]string) bundle.Bundle {
+	tb.Helper()
+	dir, err := filepath.Abs("testdata/firewall")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	m, err := os.ReadFile(filepath.Join(dir, "bundle.yml"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	manifest, err := bundle.ParseManifest(m)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	to := tb.TempDir()
+	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+		tb.Fatal(err)
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(to, name), []byte(text), 0o644); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return bundle.Bundle{BundleRef: parry.BundleRef{Name: "firewall", Version: manifest.Version}, Dir: to, Manifest: *manifest}
+}
+
+func with(vars map[string]any, k string, v any) map[string]any {
+	vars = maps.Clone(vars)
+	vars[k] = v
+	return vars
+}
+
+func sum(s string) string {
+	h := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(h[:])
+}
+
+func TestRun_successComesWithTheFirewallsProof(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	s := g.spec(t, "203.0.113.7 - - - wan 1790000000\n203.0.113.8 - tcp 22 wan -\n")
+	o := g.run(t, s)
+	if o.State != parry.RunSucceeded || o.Failure != "" || !o.Changed || o.RC != 0 {
+		t.Fatalf("got %+v\n%s", o, o.LogTail)
+	}
+	want := parry.Proof{SHA256: sum("203.0.113.7 - - - wan\n203.0.113.8 - tcp 22 wan\n"), Count: 2, Epoch: 3, Controller: "c-1", MachineID: "test", RunID: string(s.RunID)}
+	if *o.Proof != want {
+		t.Errorf("got proof %+v, want %+v", *o.Proof, want)
+	}
+	if o.CPU == 0 || o.MaxRSS < 1<<20 || o.Wall == 0 {
+		t.Errorf("costs are missing: %+v", o)
+	}
+
+	s = g.spec(t, string(s.Desired))
+	if o = g.run(t, s); o.State != parry.RunSucceeded || o.Changed {
+		t.Errorf("second run: got %s, changed %v; want no change", o.State, o.Changed)
+	}
+	s.RunID, s.Kind, s.Desired = parry.NewRunID(time.Now()), parry.RunVerify, nil
+	if o = g.run(t, s); o.State != parry.RunSucceeded || o.Proof.SHA256 != want.SHA256 {
+		t.Errorf("verify: got %+v\n%s", o, o.LogTail)
+	}
+}

@@ -1,0 +1,169 @@
+package bundle
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+const (
+	maxFiles = 10_000
+	maxBytes = 64 << 20
+)
+
+// walk calls each for every directory and file of a bundle, in lexical order, without what tools leave behind. Links, devices and the like
+// are refused: what they mean is not part of the content.
+func walk(root string, each func(rel string, info fs.FileInfo) error) error {
+	files, size := 0, int64(0)
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if path == root {
+			if !d.IsDir() {
+				return fmt.Errorf("%s is no directory", root)
+			}
+			return nil
+		}
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		switch name := d.Name(); {
+		case d.IsDir() && (name == ".git" || name == "__pycache__"):
+			return fs.SkipDir
+		case strings.HasSuffix(name, ".pyc"), strings.HasSuffix(name, "~"), strings.HasPrefix(name, ".") && strings.HasSuffix(name, ".swp"):
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() && !info.Mode().IsRegular() {
+			return fmt.Errorf("%s is neither a file nor a directory: put the file itself there", rel)
+		}
+		files++
+		if info.Mode().IsRegular() {
+			size += info.Size()
+		}
+		if files > maxFiles || size > maxBytes {
+			return fmt.Errorf("it holds more than %d files or %d MiB", maxFiles, maxBytes>>20)
+		}
+		return each(rel, info)
+	})
+}
+
+// signature changes whenever anything in the tree was touched; it costs a stat per file.
+func signature(root string) (string, error) {
+	h := sha256.New()
+	err := walk(root, func(rel string, info fs.FileInfo) error {
+		st, _ := info.Sys().(*syscall.Stat_t)
+		fmt.Fprintf(h, "%q %o %d %d %d %d\n", rel, info.Mode(), info.Size(), st.Ino, st.Mtim.Nano(), st.Ctim.Nano())
+		return nil
+	})
+	return hex.EncodeToString(h.Sum(nil)), err
+}
+
+// digest is the content hash of a tree: names, exec bits and contents.
+func digest(root string) (string, error) {
+	h := sha256.New()
+	err := walk(root, func(rel string, info fs.FileInfo) error {
+		if info.IsDir() {
+			addHeader(h, rel, info, 0)
+			return nil
+		}
+		b, err := os.ReadFile(filepath.Join(root, rel))
+		if err != nil {
+			return err
+		}
+		addHeader(h, rel, info, len(b))
+		_, _ = h.Write(b)
+		return nil
+	})
+	return hex.EncodeToString(h.Sum(nil)), err
+}
+
+func addHeader(h hash.Hash, rel string, info fs.FileInfo, size int) {
+	kind := "file"
+	switch {
+	case info.IsDir():
+		kind = "dir"
+	case info.Mode()&0o111 != 0:
+		kind = "exec"
+	}
+	fmt.Fprintf(h, "%s %d %s\x00%d\x00", kind, len(rel), filepath.ToSlash(rel), size)
+}
+
+// copyTree copies a bundle into an empty directory. Files become read-only; directories are left to seal.
+func copyTree(from, to string) error {
+	return walk(from, func(rel string, info fs.FileInfo) error {
+		dst := filepath.Join(to, rel)
+		if info.IsDir() {
+			return os.Mkdir(dst, 0o755)
+		}
+		mode := os.FileMode(0o444)
+		if info.Mode()&0o111 != 0 {
+			mode = 0o555
+		}
+		return copyFile(filepath.Join(from, rel), dst, mode)
+	})
+}
+
+func copyFile(from, to string, mode os.FileMode) error {
+	// Should a link have been put there meanwhile, it is not followed.
+	src, err := os.OpenFile(from, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, io.LimitReader(src, maxBytes))
+	return errors.Join(err, dst.Chmod(mode), dst.Sync(), dst.Close())
+}
+
+// chmodDirs sets the mode of every directory of a tree, the root included.
+func chmodDirs(root string, mode os.FileMode) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return os.Chmod(path, mode)
+	})
+}
+
+// removeTree removes a tree that may be read-only.
+func removeTree(root string) error {
+	if err := chmodDirs(root, 0o755); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(root)
+}
+
+// replaceFile writes a file as a whole, durably, if it differs.
+func replaceFile(path string, b []byte) error {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, b) {
+		return nil
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		_ = os.Remove(f.Name())
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
