@@ -243,7 +243,8 @@ sub rule {
     }
     while (@t) {
         my $w = shift @t;
-        if ($w =~ /^(?:in|out)$/) { $r{dir} = $w }
+        if ($action eq 'scrub' && $w =~ /^(?:no|fragment|reassemble|no-df|random-id)$/) { push @{ $r{opts} }, $w }
+        elsif ($w =~ /^(?:in|out)$/) { $r{dir} = $w }
         elsif ($w eq 'log') { $r{log} = 1; $self->parens($t) if @t && $t[0] eq '(' }
         elsif ($w eq 'quick') { $r{quick} = 1 }
         elsif ($w eq 'on') {

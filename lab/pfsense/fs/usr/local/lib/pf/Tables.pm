@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use lib '/usr/local/lib/pf';
 use Addr;
+use Socket qw(inet_pton AF_INET);
 
 my $dir = '/.lab/pf';
 
@@ -43,19 +44,17 @@ sub store {
 
 sub remove { unlink "$dir/tables/$_[0]" }
 
-# normalise one string of entries ("!" negates, "#" starts a comment, blanks separate) -> ({ text => key }, bad entry or undef)
+# normalise one string of entries ("!" negates, "#" starts a comment, blanks separate) -> ({ key => text }, bad entry or undef)
 sub parse {
     my ($s) = @_;
     my %set;
     $s =~ s/#[^\n]*//g if index($s, '#') >= 0;
     for my $e (split ' ', $s) {
-        if ($e =~ /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})$/ && $1 < 256 && $2 < 256 && $3 < 256 && $4 < 256 && $e !~ /(?:^|\.)0\d/) {
-            $set{$e} = pack 'aC4C', '4', $1, $2, $3, $4, 32;    # the common case, in a hurry
-            next;
-        }
-        my $not = $e =~ s/^!// ? '!' : '';
-        my ($key, $text) = Addr::parse($e) or return (undef, $e);
-        $set{"$not$text"} = $key;
+        my $bin = inet_pton(AF_INET, $e);
+        if (defined $bin) { $set{"4$bin "} = $e; next }    # an IPv4 host, the common case, in a hurry; " " is chr 32
+        my $not = substr($e, 0, 1) eq '!' ? '!' : '';
+        my ($key, $text) = Addr::parse(substr $e, length $not) or return (undef, $e);
+        $set{$key} = "$not$text";
     }
     return (\%set);
 }
@@ -63,7 +62,7 @@ sub parse {
 # print form: one entry a line, in the order of the keys
 sub format_set {
     my ($set) = @_;
-    return join '', map { "$_\n" } sort { $set->{$a} cmp $set->{$b} } keys %$set;
+    return join '', map { "$set->{$_}\n" } sort keys %$set;
 }
 
 1;

@@ -90,3 +90,21 @@ function pfSense_get_os_hw_data(): array {
 function pfSense_fsync(string $path): bool {
 	return true;
 }
+
+/** [interface => its addresses], as pfSense's own sources read them in place of pfSense_get_interface_addresses. */
+function pfSense_get_ifaddrs(string $if): array {
+	$a = pfSense_get_interface_addresses($if);
+	if (!$a) {
+		return [];
+	}
+	return ['status' => 'up', 'macaddr' => $a['macaddr'], 'mtu' => 1500,
+	    'addrs' => $a['ipaddr'] === '' ? [] : [['addr' => $a['ipaddr'], 'subnetbits' => (int)$a['subnetbits']]],
+	    'addrs6' => $a['ipaddr6'] === '' ? [] : [['addr' => $a['ipaddr6'], 'subnetbits' => (int)$a['subnetbits6']]]];
+}
+
+/* pfSense's PHP has mbstring; Debian's php-cli may not. */
+if (!function_exists('mb_strlen')) {
+	function mb_strlen($s, $encoding = null) {
+		return preg_match_all('/./us', (string)$s) ?: 0;
+	}
+}

@@ -1,0 +1,2 @@
+<?php
+/* Included by pfSense's own sources; nothing of it is needed here. */
