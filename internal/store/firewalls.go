@@ -49,7 +49,8 @@ func noFirewall(name string) error {
 }
 
 // SyncFirewalls makes the known firewalls those of the configuration (Name and Digest count). A new one starts at 0; a changed digest makes
-// dirty; one that is missing is no longer listed, and stays until it is retired; one that comes back is dirty and no longer retiring.
+// dirty; one that is missing is no longer listed, and stays until it is retired; one that comes back is dirty and no longer retiring. A new
+// one's epoch starts at the revision, above what epochs reach by themselves: the firewall may remember one from before it was retired.
 func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 	return s.write(ctx, "take over the configured firewalls", func(t *tx) error {
 		t.wakes |= wakeDesired
@@ -57,7 +58,7 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 		for _, fw := range fws {
 			names = append(names, fw.Name)
 			err := t.exec(`INSERT INTO firewalls (name, listed, retiring, digest, applied_rev, dirty_rev, epoch, adopt, approved, incident, proof,
-					proved_at, last_run) VALUES ($1, 1, 0, $2, 0, $3, 0, 0, 0, '', '', 0, '')
+					proved_at, last_run) VALUES ($1, 1, 0, $2, 0, $3, $3, 0, 0, '', '', 0, '')
 				ON CONFLICT (name) DO UPDATE SET listed = 1, digest = excluded.digest, dirty_rev = excluded.dirty_rev,
 					retiring = CASE WHEN firewalls.listed = 1 THEN firewalls.retiring ELSE 0 END
 				WHERE firewalls.digest <> excluded.digest OR firewalls.listed = 0`, fw.Name, fw.Digest, int64(t.rev))
