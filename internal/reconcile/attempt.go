@@ -1,0 +1,351 @@
+package reconcile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/parry/parry/internal/ansible"
+	"github.com/parry/parry/internal/bundle"
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/store"
+)
+
+// attempt does one run, or says why it cannot be begun.
+func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.Firewall, sc *scope, do todo) (until time.Time, again bool) {
+	l.show(LaneQueued, time.Time{})
+	release, err := l.r.slots.acquire(ctx, st.Incident.Open())
+	if err != nil {
+		return time.Time{}, false
+	}
+	defer release()
+	kind := map[todo]parry.RunKind{doApply: parry.RunApply, doVerify: parry.RunVerify, doRetire: parry.RunRetire}[do]
+	m := &l.mem
+	m.lastTry, m.triedDirty, m.triedRelevant, m.fresh, m.gather = l.now(), st.DirtyRev, m.relevant, false, false
+
+	b, err := l.bundle(ctx, fw)
+	if err != nil {
+		return l.failEarly(ctx, st, kind, parry.FailBundle, err.Error())
+	}
+	host := l.r.o.Host(l.name)
+	if host.Err != nil {
+		return l.failEarly(ctx, st, kind, parry.FailInventory, host.Err.Error())
+	}
+	if st.Adopt && st.Incident.Failure.NeedsAdopt() {
+		m.wordUsed = true
+		if m.known > l.lease.Epoch {
+			if err := l.lease.RaiseEpoch(ctx, m.known); err != nil {
+				return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+			}
+		}
+	}
+	t := &try{
+		lane: l, st: st, fw: fw, sc: sc, host: host, bundle: b,
+		run: parry.Run{
+			ID: parry.NewRunID(l.now()), Firewall: l.name, Kind: kind, State: parry.RunRunning, Revision: st.AppliedRev, Epoch: l.lease.Epoch,
+			StartedAt: l.now(), Bundle: b.BundleRef,
+		},
+	}
+	switch kind {
+	case parry.RunApply:
+		rr := &renderer{firewall: fw, manifest: &b.Manifest, noCover: m.rejected}
+		if t.sent, err = l.render(ctx, rr, sc); err != nil {
+			return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+		}
+		if l.same(st, t.sent) {
+			// What is proved is what is desired: a block that a wider one covers came or went.
+			if err := l.r.o.Store.AdvanceApplied(ctx, l.name, t.sent.revision); err != nil {
+				l.log.Error("advance the applied revision", "err", err)
+				return l.now().Add(5 * time.Second), false
+			}
+			return time.Time{}, true
+		}
+		if !st.Approved && !st.Adopt {
+			why, err := l.unexplained(ctx, st, t.sent, rr, sc)
+			if err != nil {
+				return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+			}
+			if why != "" {
+				return l.failEarly(ctx, st, kind, parry.FailApproval, why)
+			}
+		}
+		t.run.Revision = t.sent.revision
+	case parry.RunRetire:
+		t.sent = (&renderer{firewall: fw, manifest: &b.Manifest}).render(st.AppliedRev, nil)
+	}
+	return t.do(ctx)
+}
+
+// bundle is the one that the firewall is to be converged with. A bad edit of the current one is told, and the last good one used.
+func (l *lane) bundle(ctx context.Context, fw *parry.Firewall) (bundle.Bundle, error) {
+	var b bundle.Bundle
+	var err error
+	if fw.Pin != "" {
+		b, err = l.r.o.Library.Get(fw.Bundle, fw.Pin)
+	} else if b, err = l.r.o.Library.Refresh(ctx, fw.Bundle); err != nil && b.Digest != "" {
+		l.log.Warn("the bundle's newest edit cannot be used", "bundle", fw.Bundle, "digest", b.Digest, "err", err)
+		err = nil
+	}
+	if err == nil {
+		err = b.Manifest.CheckSettings(fw.Settings)
+	}
+	return b, err
+}
+
+// render makes the firewall's entries of the newest state. Blocks that an exemption overlaps are ended first, in the store; one that is
+// still there after that (an address within an address, which the store does not see) is rejected: no block is silently left out.
+func (l *lane) render(ctx context.Context, rr *renderer, sc *scope) (*rendering, error) {
+	for round := 0; ; round++ {
+		if err := l.r.view.refresh(ctx); err != nil {
+			return nil, err
+		}
+		blocks, rev := l.r.view.in(sc)
+		met := map[parry.ExemptionID]parry.Exemption{}
+		var exempt []parry.BlockID
+		allowed := blocks[:0]
+		for _, b := range blocks {
+			if x, ok := l.r.o.Exempt(b.Source); ok {
+				met[x.ID] = x
+				exempt = append(exempt, b.id)
+				continue
+			}
+			allowed = append(allowed, b)
+		}
+		if len(exempt) == 0 || round == 2 {
+			out := rr.render(rev, allowed)
+			for _, id := range exempt {
+				out.rejects[id] = rejectExempt
+			}
+			return out, nil
+		}
+		ended, err := l.r.o.Store.EndExempted(ctx, slices.Collect(maps.Values(met)))
+		if err != nil {
+			return nil, fmt.Errorf("end exempted blocks: %w", err)
+		}
+		for _, id := range ended {
+			l.log.Warn("block ended by an exemption", "block_id", id)
+		}
+	}
+}
+
+// same tells whether a rendering is what the firewall is proved to hold, so that no run is needed.
+func (l *lane) same(st *parry.FirewallState, sent *rendering) bool {
+	return l.mem.sentSum == sent.sum && st.Proof.SHA256 == sent.sum && st.DirtyRev <= st.AppliedRev && !st.Incident.Open() && !l.mem.uncertain &&
+		len(l.mem.rejected) == 0 && len(sent.rejects) == 0 && !st.Adopt
+}
+
+// try is one run on its way.
+type try struct {
+	*lane
+	st     *parry.FirewallState
+	fw     *parry.Firewall
+	sc     *scope
+	host   ansible.Host
+	bundle bundle.Bundle
+	run    parry.Run
+	sent   *rendering // nil for a verify
+	out    *ansible.Outcome
+}
+
+func (t *try) spec() ansible.Spec {
+	vars := maps.Clone(t.fw.Settings)
+	if vars == nil {
+		vars = map[string]any{}
+	}
+	maps.Copy(vars, map[string]any{
+		"parry_contract": bundle.Contract, "parry_run_id": string(t.run.ID), "parry_controller": t.r.o.Controller, "parry_epoch": t.run.Epoch,
+		"parry_revision": int64(t.run.Revision), "parry_max_rules": t.fw.MaxRules, "parry_adopt": t.st.Adopt && t.run.Kind != parry.RunVerify,
+	})
+	s := ansible.Spec{
+		RunID: t.run.ID, Host: t.host, Bundle: t.bundle, Kind: t.run.Kind, Vars: vars, Deadline: t.r.o.RunDeadline, Lock: t.lock,
+	}
+	if t.sent != nil {
+		s.Desired = t.sent.file()
+		t.run.Sent = len(t.sent.lines)
+	}
+	return s
+}
+
+// do runs the playbook, judges what came of it, and finishes the run in the store.
+func (t *try) do(ctx context.Context) (until time.Time, again bool) {
+	spec := t.spec()
+	if err := t.r.o.Store.BeginRun(ctx, t.run); err != nil {
+		return t.notBegun(ctx, err)
+	}
+	t.mu.Lock()
+	t.status.RunID = t.run.ID
+	t.mu.Unlock()
+	t.show(LaneRunning, time.Time{})
+	t.log.Info("run begun", "run_id", t.run.ID, "kind", t.run.Kind, "revision", t.run.Revision, "entries", t.run.Sent)
+
+	rctx, stop := t.drained(ctx)
+	out, err := t.r.o.Runner.Run(rctx, spec)
+	stop()
+	if err != nil {
+		out = &ansible.Outcome{State: parry.RunFailed, Failure: parry.FailInternal, Message: err.Error()}
+	}
+	t.out = out
+	t.mem.lastEnd, t.run.EndedAt = t.now(), t.now()
+	if t.run.Dir = out.Dir; t.r.o.StateDir != "" && out.Dir != "" {
+		if rel, err := filepath.Rel(t.r.o.StateDir, out.Dir); err == nil {
+			t.run.Dir = rel
+		}
+	}
+	return t.finish(ctx)
+}
+
+func (t *try) notBegun(ctx context.Context, err error) (until time.Time, again bool) {
+	t.lost = errors.Is(err, store.ErrLaneLost)
+	if ctx.Err() == nil {
+		t.log.Error("begin the run", "run_id", t.run.ID, "err", err)
+	}
+	return t.now().Add(5 * time.Second), t.lost
+}
+
+// drained is the context of a run: it outlives ctx by Options.Drain, and ends when the lane is lost.
+func (t *try) drained(ctx context.Context) (context.Context, func()) {
+	rctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer cancel()
+		select {
+		case <-done:
+			return
+		case <-t.lease.Lost():
+			return
+		case <-ctx.Done():
+		}
+		timer := time.NewTimer(t.r.o.Drain)
+		defer timer.Stop()
+		select {
+		case <-done:
+		case <-t.lease.Lost():
+		case <-timer.C:
+		}
+	}()
+	return rctx, func() { close(done) }
+}
+
+// failEarly records a failure for which nothing was executed.
+func (l *lane) failEarly(ctx context.Context, st *parry.FirewallState, kind parry.RunKind, f parry.Failure, message string) (time.Time, bool) {
+	if ctx.Err() != nil {
+		return time.Time{}, false
+	}
+	if f == parry.FailApproval && st.Incident.Failure == f {
+		return time.Time{}, true // told and recorded; waits for the word or a change
+	}
+	fleet := l.r.o.Fleet()
+	fw, ok := fleet.Firewall(l.name)
+	if !ok {
+		return time.Time{}, false
+	}
+	now := l.now()
+	t := &try{
+		lane: l, st: st, fw: fw, sc: newScope(fleet, fw), host: l.r.o.Host(l.name),
+		run: parry.Run{
+			ID: parry.NewRunID(now), Firewall: l.name, Kind: kind, State: parry.RunRunning, Revision: st.AppliedRev, Epoch: l.lease.Epoch,
+			StartedAt: now, EndedAt: now, Bundle: parry.BundleRef{Name: fw.Bundle},
+		},
+		out: &ansible.Outcome{State: parry.RunFailed, Failure: f, Message: message},
+	}
+	if err := l.r.o.Store.BeginRun(ctx, t.run); err != nil {
+		return t.notBegun(ctx, err)
+	}
+	return t.finish(ctx)
+}
+
+// unexplained says which removals wait for approval: more than 20 and more than 30 % of what was sent last, less those whose block has
+// ended and those that a wider entry still drops. Empty: go on.
+func (l *lane) unexplained(ctx context.Context, st *parry.FirewallState, r *rendering, rr *renderer, sc *scope) (string, error) {
+	if st.ProvedAt.IsZero() {
+		return "", nil
+	}
+	old, of := l.lastSent(ctx), 0
+	var gone []string
+	n := 0
+	if old != nil {
+		of, gone = bytes.Count(old, []byte{'\n'}), r.missing(old)
+		n = len(gone)
+	} else { // only the count is known
+		of, n = st.Proof.Count, max(0, st.Proof.Count-len(r.lines))
+	}
+	limit := max(20, of*30/100)
+	if n <= limit {
+		return "", nil
+	}
+	ch, err := l.r.o.Store.Changes(ctx, st.AppliedRev)
+	if err != nil {
+		return "", err
+	}
+	var endedBlocks []standing
+	for i := range ch.Blocks {
+		if b := &ch.Blocks[i]; !b.Live() && sc.has(b.Selector) {
+			endedBlocks = append(endedBlocks, stand(b))
+		}
+	}
+	if old == nil {
+		n -= len(endedBlocks)
+	} else {
+		ended := map[string]bool{}
+		for _, b := range endedBlocks {
+			if m, code := rr.resolve(b.Match); code == "" {
+				ended[string(parry.Entry{Match: m}.AppendKey(nil))] = true
+			}
+		}
+		entries := make([]parry.Entry, 0, len(r.lines))
+		for i := range r.lines {
+			if m, ok := parseKey(r.lines[i].key); ok {
+				entries = append(entries, parry.Entry{Match: m})
+			}
+		}
+		still := newCoverage(entries, nil)
+		n = 0
+		for _, k := range gone {
+			if m, ok := parseKey(k); ok && !ended[k] && !still.covers(m) {
+				n++
+			}
+		}
+	}
+	if n <= limit {
+		return "", nil
+	}
+	return fmt.Sprintf("%d of %d entries would be removed although no block of theirs has ended", n, of), nil
+}
+
+// lastSent is the keys that the last successful apply sent: from memory, else from its run directory; nil when neither has them.
+func (l *lane) lastSent(ctx context.Context) []byte {
+	if l.mem.sent != nil || l.r.o.StateDir == "" {
+		return l.mem.sent
+	}
+	runs, err := l.r.o.Store.Runs(ctx, parry.RunFilter{Firewall: l.name, State: parry.RunSucceeded, Limit: 1000})
+	if err != nil {
+		return nil
+	}
+	for i := range runs.Items {
+		run := &runs.Items[i]
+		if run.Kind != parry.RunApply {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(l.r.o.StateDir, run.Dir, "desired.txt"))
+		if err != nil {
+			return nil
+		}
+		out := b[:0]
+		for len(b) > 0 {
+			var ln []byte
+			ln, b, _ = bytes.Cut(b, []byte{'\n'})
+			if i := bytes.LastIndexByte(ln, ' '); i > 0 { // less the expiry
+				out = append(append(out, ln[:i]...), '\n')
+			}
+		}
+		l.mem.sent = out
+		return out
+	}
+	return nil
+}

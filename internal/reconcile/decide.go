@@ -1,0 +1,154 @@
+package reconcile
+
+import (
+	"time"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+// LaneState is what a lane is doing, for people and metrics.
+type LaneState string
+
+const (
+	LaneStarting  LaneState = "starting"
+	LaneStandby   LaneState = "standby"   // another replica has the lane
+	LaneOrphan    LaneState = "orphan"    // a killed controller's run is still on
+	LaneIdle      LaneState = "idle"      // all is applied and proved
+	LaneGathering LaneState = "gathering" // changes keep coming; the next run takes them together
+	LaneQueued    LaneState = "queued"    // waits for one of the bounded runs
+	LaneRunning   LaneState = "running"
+	LaneBackoff   LaneState = "backoff"   // failed, tries again at a time
+	LaneSuspended LaneState = "suspended" // waits for an operator's adopt
+	LaneApproval  LaneState = "approval"  // waits for an operator's approve
+	LaneHeld      LaneState = "held"
+	LaneRetired   LaneState = "retired"
+)
+
+// LaneStates lists every state.
+var LaneStates = []LaneState{LaneStarting, LaneStandby, LaneOrphan, LaneIdle, LaneGathering, LaneQueued, LaneRunning, LaneBackoff,
+	LaneSuspended, LaneApproval, LaneHeld, LaneRetired}
+
+// todo is what a lane does next.
+type todo int
+
+const (
+	doWait todo = iota
+	doAdvance
+	doApply
+	doVerify
+	doRetire
+)
+
+// situation is all that a decision is made from.
+type situation struct {
+	now      time.Time
+	state    parry.FirewallState
+	relevant parry.Revision // the newest change that concerns the firewall
+	any      parry.Revision // the newest of all; the applied revision follows it, since retention keeps what ended after it
+
+	fresh     bool // nothing was tried since the lane was taken
+	verified  bool // the firewall was read since the lane was taken
+	uncertain bool // the last run ended from outside
+	probation bool // an apply waits for a verify to confirm it
+	lifted    bool // a verify went through although an adopt was needed: somebody mended it by hand
+	wordUsed  bool // the last try had the operator's adopt already
+
+	lastTry, lastVerify, lastAdvance time.Time
+	triedRelevant, triedDirty        parry.Revision // as they stood at the last try
+
+	verifyEvery, earlyAfter, advanceEvery, reconsiderAfter time.Duration
+}
+
+// decision is what to do now, or what to wait for: a zero until waits for a wake only.
+type decision struct {
+	do    todo
+	state LaneState
+	until time.Time
+}
+
+func (s *situation) dirty() bool { return s.state.DirtyRev > s.state.AppliedRev }
+
+// pending tells whether the firewall may differ from what is desired.
+func (s *situation) pending() bool {
+	return s.state.ProvedAt.IsZero() || s.dirty() || s.relevant > s.state.AppliedRev
+}
+
+// want is what would be done if nothing had failed.
+func (s *situation) want() decision {
+	nextVerify := s.lastVerify.Add(s.verifyEvery)
+	switch {
+	case s.state.Retiring:
+		return decision{do: doRetire}
+	case s.probation:
+		return decision{do: doVerify}
+	case s.pending():
+		return decision{do: doApply}
+	case s.uncertain, !s.verified, !s.now.Before(nextVerify):
+		return decision{do: doVerify}
+	case s.state.AppliedRev < s.any:
+		next := s.lastAdvance.Add(s.advanceEvery)
+		if !s.now.Before(next) {
+			return decision{do: doAdvance}
+		}
+		return decision{state: LaneIdle, until: earliest(next, nextVerify)}
+	}
+	return decision{state: LaneIdle, until: nextVerify}
+}
+
+// decide is a lane's whole policy. Hold comes first: a firewall that is held is not even read.
+func decide(s situation) decision {
+	if s.state.Hold.Held() {
+		return decision{state: LaneHeld}
+	}
+	d := s.want()
+	in := &s.state.Incident
+	if !in.Open() {
+		return d
+	}
+	if d.do == doWait || d.do == doAdvance {
+		d = decision{do: doVerify} // nothing is left to apply: the incident ends when the firewall answers well
+	}
+	changed := s.relevant > s.triedRelevant || s.state.DirtyRev > s.triedDirty
+	switch {
+	case in.Failure == parry.FailApproval && d.do == doApply:
+		// Nothing but a change or the word can make a difference, so there is no timer; during a storm not every change is looked at.
+		if s.state.Approved || s.fresh {
+			return d
+		}
+		if next := s.lastTry.Add(s.reconsiderAfter); changed && s.now.Before(next) {
+			return decision{state: LaneApproval, until: next}
+		}
+		if changed {
+			return d
+		}
+		return decision{state: LaneApproval}
+	case in.Failure.NeedsAdopt():
+		if s.state.Adopt && !s.wordUsed || s.lifted {
+			return d
+		}
+		if d.do = doVerify; s.now.Before(in.NextTry) {
+			return decision{state: LaneSuspended, until: in.NextTry}
+		}
+		return d
+	}
+	slow := in.Failure.Pace() == parry.PaceSlow
+	switch {
+	case !s.now.Before(in.NextTry), s.fresh && !slow, s.state.DirtyRev > s.triedDirty:
+		return d
+	case s.relevant > s.triedRelevant && !slow:
+		// A change may bring the next try forward, but a storm does not hammer a dead firewall.
+		early := s.lastTry.Add(s.earlyAfter)
+		if !s.now.Before(early) {
+			return d
+		}
+		return decision{state: LaneBackoff, until: earliest(early, in.NextTry)}
+	}
+	return decision{state: LaneBackoff, until: in.NextTry}
+}
+
+func earliest(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

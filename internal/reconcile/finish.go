@@ -1,0 +1,273 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"time"
+
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/store"
+)
+
+// finish judges a run and stores all that follows from it in one transaction.
+func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
+	fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	v := t.judge()
+	t.run.State, t.run.Failure, t.run.Task, t.run.Message = v.state, v.failure, t.out.Task, v.message
+	t.run.Want, t.run.Rejected = v.want, len(v.rejected)
+	if t.out.Proof != nil {
+		t.run.Got = *t.out.Proof
+	}
+	t.mem.known = max(t.mem.known, v.known)
+
+	f := parry.FinishRun{Incident: t.st.Incident}
+	var after func()
+	switch {
+	case t.interrupted(v):
+		t.run.State = parry.RunUnknown
+		t.mem.uncertain = true
+		until = t.now().Add(time.Second)
+	case v.failure != "":
+		until = t.failed(fctx, v, &f)
+	case t.run.Kind == parry.RunVerify:
+		after = t.verified(fctx, &f)
+	default:
+		after = t.appliedWell(fctx, v, &f)
+	}
+	f.Run = t.run
+	t.r.metrics.ran(&t.run)
+	t.logEnd()
+	if err := t.store(fctx, f); err != nil {
+		t.log.Error("finish the run", "run_id", t.run.ID, "err", err)
+		t.mem.abandon, t.mem.uncertain, t.mem.probe = true, true, nil
+		return t.now().Add(5 * time.Second), t.lost
+	}
+	if after != nil {
+		after()
+	}
+	if f.Dirty { // our own word must not cut the backoff short as an operator's does
+		if st, err := t.state(fctx); err == nil {
+			t.mem.triedDirty = st.DirtyRev
+		}
+	}
+	if t.run.Kind == parry.RunApply && t.r.view.refresh(fctx) == nil {
+		newest, _ := t.r.view.relevant(t.sc)
+		t.mem.gather = newest > t.run.Revision
+	}
+	if t.interrupted(v) {
+		return until, false
+	}
+	return time.Time{}, true // decide anew: it knows the backoff
+}
+
+func (t *try) judge() verdict {
+	switch {
+	case t.run.Kind != parry.RunVerify && t.sent != nil:
+		return judgeApply(t.out, t.sent, &t.run, t.r.o.Controller)
+	case t.run.Kind == parry.RunVerify && t.mem.probe != nil:
+		return judgeVerify(t.out, t.mem.probe.run.Want, &t.run, t.r.o.Controller)
+	case t.run.Kind == parry.RunVerify:
+		return judgeVerify(t.out, t.st.Proof, &t.run, t.r.o.Controller)
+	}
+	return fromOutcome(t.out) // nothing was executed
+}
+
+// interrupted tells whether parry itself ended the run: nobody's fault, and what it did is to be verified.
+func (t *try) interrupted(v verdict) bool {
+	select {
+	case <-t.lease.Lost():
+		return true
+	default:
+		return v.failure == parry.FailCancelled
+	}
+}
+
+// failed fills in what a failed run leaves behind, and returns when it is tried again.
+func (t *try) failed(ctx context.Context, v verdict, f *parry.FinishRun) time.Time {
+	m, now := &t.mem, t.now()
+	m.uncertain = v.state == parry.RunUnknown
+	drift := t.run.Kind == parry.RunVerify && v.failure == parry.FailProof
+	if drift {
+		m.drifts++
+		m.trusted, m.probe, m.sentSum = "", nil, ""
+		f.Dirty = t.st.DirtyRev <= t.st.AppliedRev
+	}
+	in := &f.Incident
+	if !in.Open() {
+		in.Since = t.run.StartedAt
+	}
+	if drift && in.Failure.NeedsAdopt() {
+		m.lifted = true // it let itself be read as ours: an apply shows whether it takes orders again
+		in.NextTry = now
+		return now
+	}
+	m.lifted = false
+	pace := v.failure.Pace()
+	if pace != m.pace {
+		m.pace, m.streak = pace, 0
+	}
+	m.streak++
+	in.Failure, in.Message = v.failure, v.message
+	in.Attempts++
+	in.NextTry = now.Add(t.r.o.Backoff.after(pace, m.streak, t.r.o.Rand()))
+	tell := m.streak >= tellAfter(v.failure)
+	if drift {
+		if tell = m.drifts > 1; !tell {
+			in.NextTry = now // repaired at once
+		}
+	}
+	if v.failure == parry.FailApproval {
+		in.NextTry = time.Time{} // no try before a word or a change
+	}
+	if tell && in.ID == "" && len(t.r.o.Channels) > 0 {
+		in.ID = parry.NewNotificationID(now)
+		f.Notifications = append(f.Notifications, t.notification(in.ID, in.ID, parry.NotifyFailed, t.failureReport(ctx, in)))
+	}
+	return in.NextTry
+}
+
+// verified fills in what a verify that matched leaves behind.
+func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
+	m := &t.mem
+	m.verified, m.uncertain, m.lastVerify = true, false, t.now()
+	if p := m.probe; p != nil {
+		m.trusted, m.drifts = p.run.Bundle.Digest, 0
+		t.run.Revision, t.run.Rejected = p.run.Revision, p.run.Rejected
+		return t.counts(ctx, p.run.Kind, p.rejects, f, func() { m.probe = nil })
+	}
+	if t.st.Incident.Failure.NeedsAdopt() {
+		// That it can be read does not mean that it takes orders again: an apply shows.
+		m.lifted = true
+		f.Incident.NextTry = t.now()
+		f.Dirty = t.st.DirtyRev <= t.st.AppliedRev
+		return nil
+	}
+	m.drifts = 0
+	if t.bundle.Digest == m.applied.Digest {
+		m.trusted = t.bundle.Digest
+	}
+	f.Applied = true // at the revision that stands: only the time of the proof moves
+	if t.st.DirtyRev <= t.st.AppliedRev {
+		t.recovered(ctx, f)
+	}
+	return nil
+}
+
+// appliedWell fills in what an apply whose proof matched leaves behind.
+func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (after func()) {
+	m := &t.mem
+	m.uncertain, m.lifted = false, false
+	m.applied, m.sent, m.sentSum = t.bundle.BundleRef, t.sent.keys(), ""
+	rejects := maps.Clone(t.sent.rejects)
+	again := false
+	for i, code := range v.rejected {
+		for _, id := range t.sent.lines[i].blocks() {
+			rejects[id] = code
+		}
+		again = again || t.sent.lines[i].covers
+	}
+	switch {
+	case again:
+		// The firewall refused an entry that others were left out for. Nothing is claimed until these were sent for themselves.
+		f.Incident.NextTry = t.now()
+		f.SetRejects, f.Rejects = true, t.rejectRows(rejects)
+		return func() { t.setRejected(rejects) }
+	case m.trusted != t.bundle.Digest:
+		f.Incident.NextTry = t.now()
+		f.ClearWords = t.st.Adopt || t.st.Approved
+		run := t.run
+		return func() { m.probe = &applied{run, rejects} }
+	}
+	m.verified = true
+	if m.lastVerify.IsZero() {
+		m.lastVerify = t.now()
+	}
+	return t.counts(ctx, t.run.Kind, rejects, f, func() {
+		if len(rejects) == 0 {
+			m.sentSum = t.sent.sum
+		}
+	})
+}
+
+// counts makes the run count: its revision becomes the firewall's.
+func (t *try) counts(ctx context.Context, kind parry.RunKind, rejects map[parry.BlockID]string, f *parry.FinishRun, then func()) func() {
+	f.Applied = true
+	f.ClearWords = t.st.Adopt || t.st.Approved
+	f.Retired = kind == parry.RunRetire
+	if fresh := t.newRejects(rejects); len(fresh) > 0 && len(t.r.o.Channels) > 0 {
+		id := parry.NewNotificationID(t.now())
+		f.Notifications = append(f.Notifications, t.notification(id, id, parry.NotifyRejected, t.rejectReport(ctx, fresh)))
+	}
+	if !maps.Equal(rejects, t.mem.rejected) {
+		f.SetRejects, f.Rejects = true, t.rejectRows(rejects)
+	}
+	t.recovered(ctx, f)
+	t.mem.streak, t.mem.pace = 0, ""
+	from, dirty := t.st.AppliedRev, t.st.DirtyRev > t.st.AppliedRev || t.st.ProvedAt.IsZero()
+	return func() {
+		t.setRejected(rejects)
+		if !dirty { // else blocks of long ago would count as slow
+			t.r.metrics.proved(t.name, t.r.view, t.sc, from, t.run.Revision, t.run.EndedAt)
+		}
+		then()
+	}
+}
+
+// recovered closes the incident; it is told when the failure was, and when drift was repaired.
+func (t *try) recovered(ctx context.Context, f *parry.FinishRun) {
+	in := t.st.Incident
+	f.Incident = parry.Incident{}
+	t.mem.streak, t.mem.pace = 0, ""
+	if !in.Open() || len(t.r.o.Channels) == 0 || in.ID == "" && in.Failure != parry.FailProof {
+		return
+	}
+	id := parry.NewNotificationID(t.now())
+	thread := in.ID
+	if thread == "" {
+		thread = id
+	}
+	f.Notifications = append(f.Notifications, t.notification(id, thread, parry.NotifyRecovered, t.recoveryReport(ctx, &in)))
+}
+
+// newRejects is what was not rejected before.
+func (t *try) newRejects(now map[parry.BlockID]string) map[parry.BlockID]string {
+	out := map[parry.BlockID]string{}
+	for id, code := range now {
+		if t.mem.rejected[id] != code {
+			out[id] = code
+		}
+	}
+	return out
+}
+
+func (t *try) rejectRows(codes map[parry.BlockID]string) []parry.Reject {
+	out := make([]parry.Reject, 0, len(codes))
+	for id, code := range codes {
+		out = append(out, parry.Reject{Firewall: t.name, BlockID: id, Code: code, RunID: t.run.ID, At: t.run.EndedAt})
+	}
+	return out
+}
+
+// store finishes the run, and tries a few times: what a run has done should not be forgotten over a moment's trouble.
+func (t *try) store(ctx context.Context, f parry.FinishRun) (err error) {
+	for range 5 {
+		err = t.r.o.Store.FinishRun(ctx, f)
+		if t.lost = errors.Is(err, store.ErrLaneLost); err == nil || t.lost || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, time.Second)
+	}
+	return err
+}
+
+func (t *try) logEnd() {
+	if t.run.Failure != "" {
+		t.log.Warn("run failed", "run_id", t.run.ID, "kind", t.run.Kind, "state", t.run.State, "failure", t.run.Failure, "task", t.run.Task,
+			"message", t.run.Message)
+		return
+	}
+	t.log.Info("run succeeded", "run_id", t.run.ID, "kind", t.run.Kind, "revision", t.run.Revision, "entries", t.run.Want.Count,
+		"rejected", t.run.Rejected, "added", t.run.Got.Added, "removed", t.run.Got.Removed, "seconds", t.run.EndedAt.Sub(t.run.StartedAt).Seconds())
+}

@@ -1,0 +1,112 @@
+package reconcile
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/parry/parry/internal/ansible"
+	"github.com/parry/parry/internal/parry"
+)
+
+// verdict is what a run came to, by parry's own judgement.
+type verdict struct {
+	state    parry.RunState
+	failure  parry.Failure
+	message  string
+	want     parry.Proof    // SHA256 and Count only
+	rejected map[int]string // line index → code
+	known    int64          // the epoch that the firewall knows, when it said so
+}
+
+func (v *verdict) fail(f parry.Failure, format string, args ...any) {
+	v.state, v.failure, v.message = parry.RunFailed, f, fmt.Sprintf(format, args...)
+}
+
+// fromOutcome takes over what the runner tells.
+func fromOutcome(out *ansible.Outcome) verdict {
+	v := verdict{state: out.State, failure: out.Failure, message: out.Message, known: epochOf(out.Details)}
+	switch {
+	case out.State != parry.RunSucceeded && out.Failure == "":
+		v.failure = parry.FailTask
+	case out.State == parry.RunSucceeded && out.Proof == nil:
+		v.fail(parry.FailNoProof, "the play ended without a proof")
+	}
+	return v
+}
+
+func epochOf(details map[string]any) int64 {
+	switch n := details["epoch"].(type) {
+	case json.Number:
+		e, _ := n.Int64()
+		return e
+	case float64:
+		return int64(n)
+	case int64:
+		return n
+	case int:
+		return int64(n)
+	}
+	return 0
+}
+
+// judgeApply holds a run's proof against what was sent less what was rejected.
+func judgeApply(out *ansible.Outcome, sent *rendering, run *parry.Run, controller string) verdict {
+	v := fromOutcome(out)
+	v.want = parry.Proof{SHA256: sent.sum, Count: len(sent.lines)}
+	if v.state != parry.RunSucceeded {
+		return v
+	}
+	if len(out.Rejected) > 0 {
+		v.rejected = make(map[int]string, len(out.Rejected))
+		skip := make(map[int]bool, len(out.Rejected))
+		for _, r := range out.Rejected {
+			if r.Line < 1 || r.Line > len(sent.lines) {
+				v.fail(parry.FailProof, "the firewall rejected line %d of %d", r.Line, len(sent.lines))
+				return v
+			}
+			v.rejected[r.Line-1], skip[r.Line-1] = r.Code, true
+		}
+		v.want = parry.Proof{SHA256: sent.sumWithout(skip), Count: len(sent.lines) - len(skip)}
+	}
+	got := out.Proof
+	switch {
+	case got.Controller != controller:
+		v.fail(parry.FailForeignController, "the proof is of controller %q", got.Controller)
+	case got.Epoch != run.Epoch:
+		v.fail(parry.FailStaleEpoch, "the proof is of epoch %d, this run's is %d", got.Epoch, run.Epoch)
+		v.known = got.Epoch
+	case got.RunID != string(run.ID):
+		v.fail(parry.FailProof, "the proof is of run %q", got.RunID)
+	case got.SHA256 != v.want.SHA256 || got.Count != v.want.Count:
+		v.fail(parry.FailProof, "the firewall holds %d entries (%.12s), sent less rejected are %d (%.12s)",
+			got.Count, got.SHA256, v.want.Count, v.want.SHA256)
+	}
+	return v
+}
+
+// judgeVerify holds what a verify read back against what was proved before. An empty controller is a firewall that has lost its state,
+// which the entries tell.
+func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, controller string) verdict {
+	v := fromOutcome(out)
+	v.want = parry.Proof{SHA256: want.SHA256, Count: want.Count}
+	if v.state != parry.RunSucceeded {
+		return v
+	}
+	got := out.Proof
+	held, _ := out.Details["held"].(bool)
+	switch {
+	case held:
+		v.fail(parry.FailFlushed, "flush.yml emptied the firewall and left a hold")
+	case got.RunID != string(run.ID):
+		v.fail(parry.FailProof, "the proof is of run %q", got.RunID)
+	case got.Controller != "" && got.Controller != controller:
+		v.fail(parry.FailForeignController, "the firewall belongs to controller %q", got.Controller)
+	case got.Epoch > run.Epoch:
+		v.fail(parry.FailStaleEpoch, "the firewall knows epoch %d, this controller's is %d", got.Epoch, run.Epoch)
+		v.known = got.Epoch
+	case got.SHA256 != want.SHA256 || got.Count != want.Count:
+		v.fail(parry.FailProof, "the firewall holds %d entries (%.12s), proved were %d (%.12s)",
+			got.Count, got.SHA256, want.Count, want.SHA256)
+	}
+	return v
+}

@@ -1,0 +1,264 @@
+package reconcile
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/parry/parry/internal/bundle"
+	"github.com/parry/parry/internal/parry"
+)
+
+// Reject codes of the renderer's own; the others are contract 1's.
+const (
+	rejectInexpressible = "inexpressible"     // bundle.yml says that the kind of firewall has no such match
+	rejectExempt        = "exempt"            // an exemption overlaps it
+	rejectInterface     = "unknown_interface" // no interface is named, and the firewall has no default
+)
+
+// line is one line of the desired file.
+type line struct {
+	key    string // the hashed part, without line end
+	expire int64
+	first  parry.BlockID   // the block that asks for it
+	more   []parry.BlockID // others that ask for the same
+	covers bool            // entries of other blocks were left out for it
+}
+
+func (l *line) blocks() []parry.BlockID { return append([]parry.BlockID{l.first}, l.more...) }
+
+// rendering is what a firewall should hold at a revision.
+type rendering struct {
+	revision parry.Revision
+	lines    []line // sorted by key, unique
+	sum      string // hex SHA-256 over the keys, each followed by a line end
+	blocks   int    // that the firewall is meant for, those that it cannot express included
+	rejects  map[parry.BlockID]string
+}
+
+// renderer makes a firewall's entries of blocks.
+type renderer struct {
+	firewall *parry.Firewall
+	manifest *bundle.Manifest
+	noCover  map[parry.BlockID]string // blocks that the firewall rejected: their entries may not stand for others
+}
+
+// resolve makes the match what this firewall understands.
+func (r *renderer) resolve(m parry.Match) (parry.Match, string) {
+	if err := r.manifest.Expresses(m); err != nil {
+		return m, rejectInexpressible
+	}
+	if !r.manifest.Interfaces {
+		return m, ""
+	}
+	name := cmp.Or(m.Interface, r.firewall.Interface)
+	if own, ok := r.firewall.Interfaces[name]; ok {
+		name = own
+	}
+	if name == "" {
+		return m, rejectInterface
+	}
+	m.Interface = strings.ToLower(name)
+	return m, ""
+}
+
+// render sorts, dedupes and thins out; blocks may come in any order. It takes O(n log n) time.
+func (r *renderer) render(rev parry.Revision, blocks []standing) *rendering {
+	out := &rendering{revision: rev, blocks: len(blocks), rejects: map[parry.BlockID]string{}}
+	type item struct {
+		key   string
+		match parry.Match
+		block *standing
+	}
+	items := make([]item, 0, len(blocks))
+	type span struct{ from, to int }
+	spans := make([]span, 0, len(blocks))
+	arena := make([]byte, 0, 48*len(blocks))
+	for i := range blocks {
+		m, code := r.resolve(blocks[i].Match)
+		if code != "" {
+			out.rejects[blocks[i].id] = code
+			continue
+		}
+		from := len(arena)
+		arena = parry.Entry{Match: m}.AppendKey(arena)
+		items = append(items, item{match: m, block: &blocks[i]})
+		spans = append(spans, span{from, len(arena)})
+	}
+	text := string(arena) // one allocation that all keys share
+	for i := range items {
+		items[i].key = text[spans[i].from:spans[i].to]
+	}
+	slices.SortFunc(items, func(a, b item) int {
+		return cmp.Or(strings.Compare(a.key, b.key), strings.Compare(string(a.block.id), string(b.block.id)))
+	})
+
+	entries := make([]parry.Entry, 0, len(items))
+	lines := make([]line, 0, len(items))
+	for _, it := range items {
+		expires := int64(0)
+		if r.manifest.Timeouts {
+			expires = it.block.expires
+		}
+		if n := len(lines); n > 0 && lines[n-1].key == it.key {
+			l := &lines[n-1]
+			l.more = append(l.more, it.block.id)
+			if l.expire != 0 && (expires == 0 || expires > l.expire) {
+				l.expire, entries[n-1].Expires = expires, expires
+			}
+			continue
+		}
+		lines = append(lines, line{key: it.key, expire: expires, first: it.block.id})
+		entries = append(entries, parry.Entry{Match: it.match, Expires: expires})
+	}
+
+	by := newCoverage(entries, func(i, by int) bool {
+		if len(r.noCover) > 0 && r.refused(&lines[by]) {
+			return false
+		}
+		// Where the firewall itself ends entries, a wider one that ends earlier may not stand for a narrower one.
+		return entries[by].Expires == 0 || entries[i].Expires != 0 && entries[i].Expires <= entries[by].Expires
+	}).covered()
+	n := 0
+	for i := range lines {
+		if by[i] >= 0 {
+			lines[by[i]].covers = true
+		}
+	}
+	for i := range lines {
+		if by[i] < 0 {
+			lines[n] = lines[i]
+			n++
+		}
+	}
+	out.lines = lines[:n]
+	out.sum = out.sumWithout(nil)
+	return out
+}
+
+// refused tells whether the firewall rejected the line last time.
+func (r *renderer) refused(l *line) bool {
+	for _, id := range l.blocks() {
+		if _, ok := r.noCover[id]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// sumWithout is the sum over the lines less some, given by index.
+func (r *rendering) sumWithout(skip map[int]bool) string {
+	h := sha256.New()
+	buf := make([]byte, 0, 32<<10)
+	for i := range r.lines {
+		if skip[i] {
+			continue
+		}
+		if buf = append(append(buf, r.lines[i].key...), '\n'); len(buf) > 31<<10 {
+			h.Write(buf)
+			buf = buf[:0]
+		}
+	}
+	h.Write(buf)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// file is the desired file's content.
+func (r *rendering) file() []byte {
+	n := 0
+	for i := range r.lines {
+		n += len(r.lines[i].key) + 12
+	}
+	b := make([]byte, 0, n)
+	for i := range r.lines {
+		b = appendLine(b, r.lines[i].key, r.lines[i].expire)
+	}
+	return b
+}
+
+// keys is the hashed text: the lines' keys, each with a line end. It outlives the rendering, to tell later what was removed.
+func (r *rendering) keys() []byte {
+	n := 0
+	for i := range r.lines {
+		n += len(r.lines[i].key) + 1
+	}
+	b := make([]byte, 0, n)
+	for i := range r.lines {
+		b = append(append(b, r.lines[i].key...), '\n')
+	}
+	return b
+}
+
+// missing returns the keys of old, in order, that the rendering has no line for. Both are sorted.
+func (r *rendering) missing(old []byte) []string {
+	var out []string
+	i := 0
+	for len(old) > 0 {
+		var k []byte
+		k, old, _ = bytes.Cut(old, []byte{'\n'})
+		for i < len(r.lines) && r.lines[i].key < string(k) {
+			i++
+		}
+		if i == len(r.lines) || r.lines[i].key != string(k) {
+			out = append(out, string(k))
+		}
+	}
+	return out
+}
+
+func appendLine(b []byte, key string, expire int64) []byte {
+	b = append(append(b, key...), ' ')
+	if expire == 0 {
+		b = append(b, '-')
+	} else {
+		b = strconv.AppendInt(b, expire, 10)
+	}
+	return append(b, '\n')
+}
+
+// parseKey reads back what [parry.Entry.AppendKey] wrote.
+func parseKey(k string) (m parry.Match, ok bool) {
+	f := strings.Split(k, " ")
+	if len(f) != 5 {
+		return m, false
+	}
+	var err error
+	if m.Source, err = parsePrefix(f[0]); err != nil {
+		return m, false
+	}
+	if f[1] != "-" {
+		if m.Destination, err = parsePrefix(f[1]); err != nil {
+			return m, false
+		}
+	}
+	if f[2] != "-" {
+		m.Protocol = parry.Protocol(f[2])
+	}
+	if f[3] != "-" {
+		n, err := strconv.ParseUint(f[3], 10, 16)
+		if err != nil {
+			return m, false
+		}
+		m.Port = uint16(n)
+	}
+	if f[4] != "-" {
+		m.Interface = f[4]
+	}
+	return m, true
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if strings.Contains(s, "/") {
+		return netip.ParsePrefix(s)
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return netip.PrefixFrom(a, a.BitLen()), nil
+}

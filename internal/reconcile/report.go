@@ -1,0 +1,154 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+// reportLines is how many blocks a report names; the others are counted.
+const reportLines = 20
+
+func (t *try) notification(id, incident parry.NotificationID, kind parry.NotificationKind, r parry.Report) parry.Notification {
+	return parry.Notification{
+		ID: id, Kind: kind, Firewall: t.name, Incident: incident, CreatedAt: t.now(), Channels: t.r.o.Channels, Report: r,
+	}
+}
+
+// report fills in what every kind tells.
+func (t *try) report() parry.Report {
+	r := parry.Report{
+		Firewall: t.name, RunID: t.run.ID, Bundle: t.run.Bundle, Revision: t.run.Revision, Controller: t.r.o.Controller,
+	}
+	if t.host.Addr.IsValid() {
+		r.Host = net.JoinHostPort(t.host.Addr.String(), strconv.Itoa(cmp.Or(t.host.Port, 22)))
+	}
+	return r
+}
+
+func (t *try) failureReport(ctx context.Context, in *parry.Incident) parry.Report {
+	r := t.report()
+	r.Since, r.Failure, r.Task, r.Message, r.Hint = in.Since, in.Failure, t.run.Task, in.Message, parry.Hint(in.Failure)
+	r.Attempts, r.NextTry, r.LogTail, r.Command = in.Attempts, in.NextTry, t.out.LogTail, t.command()
+	t.blocks(ctx, &r, t.st.AppliedRev, t.st.DirtyRev > t.st.AppliedRev || t.st.ProvedAt.IsZero() || t.st.Incident.Failure == parry.FailProof ||
+		in.Failure == parry.FailProof && t.run.Kind == parry.RunVerify)
+	return r
+}
+
+func (t *try) recoveryReport(ctx context.Context, in *parry.Incident) parry.Report {
+	r := t.report()
+	r.Since, r.Until, r.Failure, r.Message, r.Attempts = in.Since, t.run.EndedAt, in.Failure, in.Message, in.Attempts
+	t.blocks(ctx, &r, t.run.Revision, false)
+	return r
+}
+
+func (t *try) rejectReport(ctx context.Context, fresh map[parry.BlockID]string) parry.Report {
+	r := t.report()
+	r.Since, r.RejectsN = t.run.EndedAt, len(fresh)
+	ids := slices.Sorted(maps.Keys(fresh))
+	for _, id := range ids[:min(len(ids), reportLines)] {
+		what := string(id)
+		if b, ok := t.r.view.block(id); ok {
+			what += " " + describe(b.Match)
+		}
+		r.Rejects = append(r.Rejects, what+": "+fresh[id])
+	}
+	t.blocks(ctx, &r, t.run.Revision, false)
+	return r
+}
+
+// blocks counts what is in force at an applied revision, and names what is not, oldest first; all is unproved when the firewall is dirty.
+func (t *try) blocks(ctx context.Context, r *parry.Report, applied parry.Revision, dirty bool) {
+	all, _ := t.r.view.in(t.sc)
+	var waiting []standing
+	for _, b := range all {
+		if _, no := t.mem.rejected[b.id]; no {
+			continue
+		}
+		if dirty || b.rev > applied {
+			waiting = append(waiting, b)
+		} else {
+			r.Enforced++
+		}
+	}
+	slices.SortFunc(waiting, func(a, b standing) int {
+		return cmp.Or(cmp.Compare(a.rev, b.rev), strings.Compare(string(a.id), string(b.id)))
+	})
+	for _, b := range waiting[:min(len(waiting), reportLines)] {
+		r.Waiting = append(r.Waiting, string(b.id)+" "+describe(b.Match))
+	}
+	r.WaitingN = len(waiting)
+	if applied == 0 {
+		return
+	}
+	ch, err := t.r.o.Store.Changes(ctx, applied)
+	if err != nil {
+		return // the report goes out without those that still have to be lifted
+	}
+	for i := range ch.Blocks {
+		b := &ch.Blocks[i]
+		if b.Live() || b.Rev > applied || b.EndRev <= applied || !t.sc.has(b.Selector) {
+			continue
+		}
+		if r.WaitingN++; len(r.Waiting) < reportLines {
+			r.Waiting = append(r.Waiting, fmt.Sprintf("%s %s (ended, not lifted yet)", b.ID, describe(b.Match)))
+		}
+	}
+}
+
+// describe writes a match for people: "203.0.113.7 → 198.51.100.10:22/tcp on wan".
+func describe(m parry.Match) string {
+	var b strings.Builder
+	b.WriteString(parry.FormatPrefix(m.Source))
+	if m.Destination.IsValid() || m.Port != 0 || m.Protocol != parry.ProtoAny {
+		b.WriteString(" → ")
+		dst := "any"
+		if m.Destination.IsValid() {
+			dst = parry.FormatPrefix(m.Destination)
+		}
+		if m.Port != 0 {
+			dst = net.JoinHostPort(dst, strconv.Itoa(int(m.Port)))
+		}
+		b.WriteString(dst)
+		if m.Protocol != parry.ProtoAny {
+			b.WriteString("/" + string(m.Protocol))
+		}
+	}
+	if m.Interface != "" {
+		b.WriteString(" on " + m.Interface)
+	}
+	return b.String()
+}
+
+// command is how to run the same by hand, with the run's own files.
+func (t *try) command() string {
+	if t.out.Dir == "" || t.bundle.Dir == "" {
+		return ""
+	}
+	book := "apply.yml"
+	if t.run.Kind == parry.RunVerify {
+		book = "verify.yml"
+	}
+	in := func(name string) string { return quote(filepath.Join(t.out.Dir, name)) }
+	return "ANSIBLE_CONFIG=" + in("ansible.cfg") + " " + quote(t.r.o.Playbook) + " -i " + in("inventory.json") +
+		" " + quote(filepath.Join(t.bundle.Dir, book)) + " -e @" + in("vars.json")
+}
+
+// quote writes a word for a POSIX shell.
+func quote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
