@@ -82,7 +82,7 @@ func StartLab(tb testing.TB, o LabOptions) *Lab {
 	for range 5 {
 		l.Port = freePort(tb)
 		var err error
-		if out, err = l.run("up", "--dir", l.dir, "--name", l.Name, "--port", strconv.Itoa(l.Port), "--version", l.version); err == nil {
+		if out, err = l.run("up", l.upArgs()...); err == nil {
 			return l
 		}
 		if !strings.Contains(out, "Address already in use") {
@@ -99,7 +99,12 @@ func (l *Lab) Stop() { l.tb.Helper(); l.script("down", "--dir", l.dir) }
 // Start brings a stopped firewall back on the same port, as it was.
 func (l *Lab) Start() {
 	l.tb.Helper()
-	l.script("up", "--dir", l.dir, "--name", l.Name, "--port", strconv.Itoa(l.Port), "--version", l.version)
+	l.script("up", l.upArgs()...)
+}
+
+// upArgs name this process as the owner, so that a test binary that is killed leaves no firewall behind.
+func (l *Lab) upArgs() []string {
+	return []string{"--dir", l.dir, "--name", l.Name, "--port", strconv.Itoa(l.Port), "--version", l.version, "--owner", strconv.Itoa(os.Getpid())}
 }
 
 // Reboot starts the firewall anew: pf is empty but for what config.xml says; with ramDisk the table files are gone too.

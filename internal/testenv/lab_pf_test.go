@@ -92,7 +92,7 @@ block drop in log quick on em0 inet proto udp from <bad> to 198.18.10.80 port = 
 block drop in log quick on em1 inet proto tcp from <bad> to 198.18.10.80 port = https label "USER_RULE: x" label "id:1" ridentifier 900000001
 block drop in log quick on em1 inet proto udp from <bad> to 198.18.10.80 port = https label "USER_RULE: x" label "id:1" ridentifier 900000001
 block return in quick on em0 inet6 from <bad> to any
-pass out quick proto tcp from any to ! 10.0.0.0/8 port 1023 >< 1026 flags any keep state
+pass out quick inet proto tcp from any to ! 10.0.0.0/8 port 1023 >< 1026 flags any keep state
 `
 	if got := l.SSH("pfctl -sr"); got != want {
 		t.Errorf("pfctl -sr =\n%swant\n%s", got, want)
@@ -110,8 +110,8 @@ func TestLabPF_tablesOutliveALoadOnlyWhenKept(t *testing.T) {
 	l := testenv.StartLab(t, testenv.LabOptions{})
 	load(l, "table <kept> persist\ntable <used>\ntable <idle>\nblock in from <used> to any\nblock in from <implied> to any")
 	l.SSH("pfctl -q -t kept -T add 192.0.2.1; pfctl -q -t used -T add 192.0.2.2")
-	if got, want := l.SSH("pfctl -sT"), "implied\nkept\nused\n"; !strings.HasSuffix(got, want) || strings.Contains(got, "idle") {
-		t.Errorf("tables = %q, want %q among them and no idle", got, want)
+	if got, want := l.SSH("pfctl -sT | grep -E 'kept|used|idle|implied'"), "implied\nkept\nused\n"; got != want {
+		t.Errorf("tables = %q, want %q", got, want)
 	}
 	load(l, "table <kept> persist\nblock in from <used> to any")
 	for table, want := range map[string]string{"kept": "   192.0.2.1\n", "used": "   192.0.2.2\n"} {
@@ -133,7 +133,7 @@ func TestLabPF_killsStates(t *testing.T) {
 	if got, want := l.SSH("pfctl -ss | head -n 1"), "em0 tcp 198.18.10.80:443 <- 203.0.113.9:40000       ESTABLISHED:ESTABLISHED\n"; got != want {
 		t.Errorf("pfctl -ss = %q, want %q", got, want)
 	}
-	l.SSH(`/usr/local/bin/php -r 'pfSense_kill_states("203.0.113.9"); pfSense_kill_states("0.0.0.0/0", "203.0.113.9");'`)
+	l.SSH(`echo '<?php pfSense_kill_states("203.0.113.9"); pfSense_kill_states("0.0.0.0/0", "203.0.113.9");' | /usr/local/bin/php`)
 	if got := l.SSH("pfctl -ss"); strings.Count(got, "\n") != 1 || !strings.Contains(got, "203.0.113.10") {
 		t.Errorf("states left = %q, want the other address's only", got)
 	}
