@@ -229,8 +229,11 @@ func (h *Host) set(k string, raw json.RawMessage) error {
 		}
 	default:
 		if s, ok := v.(string); ok && k == "ansible_become" { // INI has no booleans
-			if b, err := strconv.ParseBool(strings.ToLower(s)); err == nil {
-				v = b
+			switch strings.ToLower(s) {
+			case "true", "yes", "on", "1":
+				v = true
+			case "false", "no", "off", "0":
+				v = false
 			}
 		}
 		if err := checkVar(k, v); err != nil {

@@ -1,0 +1,275 @@
+package bundle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const manifest = "name: fw\nversion: 1.0.0\ncontract: 1\nfamilies: [inet]\nprotocols: [any, tcp]\n"
+
+// shop is a library over one source directory, and what its checks saw.
+type shop struct {
+	*Library
+	src    string
+	state  string
+	mu     sync.Mutex
+	checks int
+	refuse error
+}
+
+func newShop(t *testing.T) *shop {
+	t.Helper()
+	root, state := t.TempDir(), t.TempDir()
+	s := &shop{src: filepath.Join(root, "fw"), state: state}
+	t.Cleanup(func() { _ = removeTree(state) })
+	for name, text := range map[string]string{
+		"bundle.yml": manifest, "apply.yml": "[]\n", "verify.yml": "[]\n", "flush.yml": "[]\n", "roles/fw/tasks/main.yml": "[]\n",
+	} {
+		s.write(t, name, text)
+	}
+	s.Library = s.open(t)
+	return s
+}
+
+func (s *shop) open(t *testing.T) *Library {
+	t.Helper()
+	l, err := New(Options{Root: filepath.Dir(s.src), StateDir: s.state, Keep: 1, Check: func(_ context.Context, dir string) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.checks++
+		if _, err := os.Stat(filepath.Join(dir, "apply.yml")); err != nil {
+			return err
+		}
+		return s.refuse
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func (s *shop) write(t *testing.T, name, text string) {
+	t.Helper()
+	path := filepath.Join(s.src, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *shop) refresh(t *testing.T) Bundle {
+	t.Helper()
+	b, err := s.Refresh(t.Context(), "fw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestRefresh_copiesOnceAndOnlyWhenSomethingChanged(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	first := s.refresh(t)
+	if first.Version != "1.0.0" || first.Dir != filepath.Join(s.state, "bundles/fw", first.Digest) {
+		t.Errorf("got %+v", first)
+	}
+	if again := s.refresh(t); again.Digest != first.Digest || s.checks != 1 {
+		t.Errorf("got %s after %d checks", again.Digest, s.checks)
+	}
+	later := time.Now().Add(time.Hour) // touched, not changed
+	if err := os.Chtimes(filepath.Join(s.src, "apply.yml"), later, later); err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, "__pycache__/x.pyc", "left by python")
+	if again := s.refresh(t); again.Digest != first.Digest || s.checks != 1 {
+		t.Errorf("got %s after %d checks", again.Digest, s.checks)
+	}
+	for _, change := range []func(){
+		func() { s.write(t, "apply.yml", "[ ]\n") },
+		func() { _ = os.Chmod(filepath.Join(s.src, "apply.yml"), 0o755) },
+		func() { _ = os.Rename(filepath.Join(s.src, "roles/fw"), filepath.Join(s.src, "roles/wf")) },
+		func() { _ = os.Mkdir(filepath.Join(s.src, "files"), 0o755) },
+	} {
+		before := s.refresh(t)
+		change()
+		if after := s.refresh(t); after.Digest == before.Digest {
+			t.Error("a change was not seen")
+		}
+	}
+	info, err := os.Stat(filepath.Join(first.Dir, "apply.yml"))
+	if err != nil || info.Mode() != 0o444 {
+		t.Errorf("the copy is %v, %v", info.Mode(), err)
+	}
+	if got, err := s.Get("fw", first.Digest); err != nil || got.Dir != first.Dir {
+		t.Errorf("pinned: got %+v, %v", got, err)
+	}
+}
+
+func TestRefresh_badEditKeepsTheLastGoodCopy(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	good := s.refresh(t)
+	for name, c := range map[string]struct {
+		edit func()
+		word string
+	}{
+		"typo":     {func() { s.write(t, "bundle.yml", manifest+"prefixs: true\n") }, "line 6"},
+		"contract": {func() { s.write(t, "bundle.yml", strings.Replace(manifest, "contract: 1", "contract: 2", 1)) }, "contract 1"},
+		"name":     {func() { s.write(t, "bundle.yml", strings.Replace(manifest, "name: fw", "name: wf", 1)) }, "directory named fw"},
+		"missing":  {func() { _ = os.Remove(filepath.Join(s.src, "flush.yml")) }, "flush.yml is missing"},
+		"link":     {func() { _ = os.Symlink("/etc/passwd", filepath.Join(s.src, "roles/passwd")) }, "roles/passwd"},
+		"check":    {func() { s.write(t, "apply.yml", "["); s.refuse = errors.New("apply.yml: line 1") }, "apply.yml: line 1"},
+	} {
+		c.edit()
+		checks := s.checks
+		for range 2 {
+			b, err := s.Refresh(t.Context(), "fw")
+			if err == nil || !strings.Contains(err.Error(), c.word) || b.Digest != good.Digest {
+				t.Errorf("%s: got %s, %v", name, b.Digest, err)
+			}
+		}
+		if s.checks > checks+1 {
+			t.Errorf("%s: checked again without a change", name)
+		}
+		// mended
+		s.refuse = nil
+		s.write(t, "bundle.yml", manifest)
+		s.write(t, "flush.yml", "[]\n")
+		s.write(t, "apply.yml", "[]\n")
+		_ = os.Remove(filepath.Join(s.src, "roles/passwd"))
+		if b := s.refresh(t); b.Digest != good.Digest {
+			t.Errorf("%s: mended, got %s", name, b.Digest)
+		}
+	}
+	s.write(t, "bundle.yml", "")
+	restarted := s.open(t)
+	if b, err := restarted.Refresh(t.Context(), "fw"); err == nil || b.Digest != good.Digest {
+		t.Errorf("after a restart: got %s, %v", b.Digest, err)
+	}
+	if b, err := s.Refresh(t.Context(), "none"); err == nil || b.Dir != "" {
+		t.Errorf("got %+v, %v", b, err)
+	}
+	if entries, _ := filepath.Glob(filepath.Join(s.state, "bundles/fw/.copy-*")); len(entries) != 0 {
+		t.Errorf("left over: %v", entries)
+	}
+}
+
+func TestRefresh_cancelledCheckIsNoBadEdit(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.refuse = ctx.Err()
+	if _, err := s.Refresh(ctx, "fw"); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	s.refuse = nil
+	s.refresh(t)
+}
+
+func TestRefresh_damagedCopyIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	b := s.refresh(t)
+	file := filepath.Join(b.Dir, "apply.yml")
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("evil\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l := s.open(t)
+	if _, err := l.Get("fw", b.Digest); err == nil || !strings.Contains(err.Error(), "was changed") {
+		t.Errorf("got %v", err)
+	}
+	if again, err := l.Refresh(t.Context(), "fw"); err != nil || again.Digest != b.Digest {
+		t.Errorf("got %s, %v", again.Digest, err)
+	}
+	if text, _ := os.ReadFile(file); string(text) != "[]\n" {
+		t.Errorf("got %q", text)
+	}
+}
+
+func TestPrune_neverWhatIsCurrentPinnedOrInUse(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	var made []Bundle
+	for i := range 6 {
+		s.write(t, "apply.yml", fmt.Sprintf("[] # %d\n", i))
+		b := s.refresh(t)
+		at := time.Now().Add(time.Duration(i) * time.Minute)
+		if err := os.Chtimes(b.Dir+".json", at, at); err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, b)
+	}
+	held, err := made[1].Hold()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Prune("fw", made[0].Digest); err != nil {
+		t.Fatal(err)
+	}
+	left := func() (got string) {
+		for i, b := range made {
+			if _, err := os.Stat(b.Dir); err == nil {
+				got += fmt.Sprint(i)
+			}
+		}
+		return got
+	}
+	if got := left(); got != "0145" { // pinned, in use, the newest of the rest, current
+		t.Errorf("left %s, want 0145", got)
+	}
+	_ = held.Close()
+	if err := s.Prune("fw"); err != nil {
+		t.Fatal(err)
+	}
+	if got := left(); got != "45" {
+		t.Errorf("left %s, want 45", got)
+	}
+	if _, err := made[0].Hold(); err == nil {
+		t.Error("a pruned copy was held")
+	}
+	if _, err := s.Get("fw", made[0].Digest); err == nil {
+		t.Error("a pruned copy was found")
+	}
+}
+
+func TestRefresh_namesTheCommit(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	git := func(arg ...string) string {
+		cmd := exec.Command("git", append([]string{"-C", s.src, "-c", "user.name=t", "-c", "user.email=t@example.net"}, arg...)...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("git %v: %v: %s", arg, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	git("init", "-q")
+	git("add", ".")
+	git("commit", "-qm", "first")
+	commit := git("rev-parse", "HEAD")
+	if b := s.refresh(t); b.Commit != commit {
+		t.Errorf("got %q, want %q", b.Commit, commit)
+	}
+	s.write(t, "apply.yml", "[ ]\n")
+	if b := s.refresh(t); b.Commit != commit+"-dirty" {
+		t.Errorf("got %q", b.Commit)
+	}
+}
