@@ -1,7 +1,7 @@
 <?php
 /* The three things a run can be asked for: apply, verify, flush. */
 
-const PARRY_LOCK_SECONDS = 20;
+const PARRY_LOCK_SECONDS = ['apply' => 20, 'verify' => 20, 'flush' => 5];
 const PARRY_INERT_SECONDS = 86400;
 const PARRY_FEW = 256;         /* entries that are changed in a table one by one */
 
@@ -15,12 +15,12 @@ function parry_main(array $run, string $desired): void
         parry_require_api();
         $lock = null;
         if (!$run['check']) {
-            $lock = try_lock('parry', PARRY_LOCK_SECONDS);      /* not 'config': write_config() takes that one itself */
+            $lock = try_lock('parry', PARRY_LOCK_SECONDS[$run['mode']]);      /* not 'config': write_config() takes that one itself */
             if (!$lock && $run['mode'] === 'flush') {
                 parry_flush_without_lock($run);
             }
             if (!$lock) {
-                throw new ParryFailure('busy', 'another parry run holds the firewall (' . PARRY_LOCK_SECONDS . ' s waited); try again');
+                throw new ParryFailure('busy', 'another parry run holds the firewall (' . PARRY_LOCK_SECONDS[$run['mode']] . ' s waited); try again');
             }
         }
         parry_fresh_config();
