@@ -19,19 +19,19 @@ import (
 
 // Defines values for BlockEndReason.
 const (
-	Deleted  BlockEndReason = "deleted"
-	Exempted BlockEndReason = "exempted"
-	Expired  BlockEndReason = "expired"
+	BlockEndReasonDeleted  BlockEndReason = "deleted"
+	BlockEndReasonExempted BlockEndReason = "exempted"
+	BlockEndReasonExpired  BlockEndReason = "expired"
 )
 
 // Valid indicates whether the value is a known member of the BlockEndReason enum.
 func (e BlockEndReason) Valid() bool {
 	switch e {
-	case Deleted:
+	case BlockEndReasonDeleted:
 		return true
-	case Exempted:
+	case BlockEndReasonExempted:
 		return true
-	case Expired:
+	case BlockEndReasonExpired:
 		return true
 	default:
 		return false
@@ -40,37 +40,37 @@ func (e BlockEndReason) Valid() bool {
 
 // Defines values for BlockRequestProtocol.
 const (
-	Ah     BlockRequestProtocol = "ah"
-	Any    BlockRequestProtocol = "any"
-	Esp    BlockRequestProtocol = "esp"
-	Gre    BlockRequestProtocol = "gre"
-	Icmp   BlockRequestProtocol = "icmp"
-	Sctp   BlockRequestProtocol = "sctp"
-	TCP    BlockRequestProtocol = "tcp"
-	TCPUDP BlockRequestProtocol = "tcp/udp"
-	UDP    BlockRequestProtocol = "udp"
+	BlockRequestProtocolAh     BlockRequestProtocol = "ah"
+	BlockRequestProtocolAny    BlockRequestProtocol = "any"
+	BlockRequestProtocolEsp    BlockRequestProtocol = "esp"
+	BlockRequestProtocolGre    BlockRequestProtocol = "gre"
+	BlockRequestProtocolIcmp   BlockRequestProtocol = "icmp"
+	BlockRequestProtocolSctp   BlockRequestProtocol = "sctp"
+	BlockRequestProtocolTCP    BlockRequestProtocol = "tcp"
+	BlockRequestProtocolTCPUDP BlockRequestProtocol = "tcp/udp"
+	BlockRequestProtocolUDP    BlockRequestProtocol = "udp"
 )
 
 // Valid indicates whether the value is a known member of the BlockRequestProtocol enum.
 func (e BlockRequestProtocol) Valid() bool {
 	switch e {
-	case Ah:
+	case BlockRequestProtocolAh:
 		return true
-	case Any:
+	case BlockRequestProtocolAny:
 		return true
-	case Esp:
+	case BlockRequestProtocolEsp:
 		return true
-	case Gre:
+	case BlockRequestProtocolGre:
 		return true
-	case Icmp:
+	case BlockRequestProtocolIcmp:
 		return true
-	case Sctp:
+	case BlockRequestProtocolSctp:
 		return true
-	case TCP:
+	case BlockRequestProtocolTCP:
 		return true
-	case TCPUDP:
+	case BlockRequestProtocolTCPUDP:
 		return true
-	case UDP:
+	case BlockRequestProtocolUDP:
 		return true
 	default:
 		return false
@@ -112,19 +112,19 @@ func (e BlockState) Valid() bool {
 
 // Defines values for ExemptionSource.
 const (
-	API    ExemptionSource = "api"
-	Config ExemptionSource = "config"
-	Found  ExemptionSource = "found"
+	ExemptionSourceAPI    ExemptionSource = "api"
+	ExemptionSourceConfig ExemptionSource = "config"
+	ExemptionSourceFound  ExemptionSource = "found"
 )
 
 // Valid indicates whether the value is a known member of the ExemptionSource enum.
 func (e ExemptionSource) Valid() bool {
 	switch e {
-	case API:
+	case ExemptionSourceAPI:
 		return true
-	case Config:
+	case ExemptionSourceConfig:
 		return true
-	case Found:
+	case ExemptionSourceFound:
 		return true
 	default:
 		return false
@@ -163,13 +163,13 @@ func (e FirewallCondition) Valid() bool {
 
 // Defines values for HealthStatus.
 const (
-	Ok HealthStatus = "ok"
+	HealthStatusOk HealthStatus = "ok"
 )
 
 // Valid indicates whether the value is a known member of the HealthStatus enum.
 func (e HealthStatus) Valid() bool {
 	switch e {
-	case Ok:
+	case HealthStatusOk:
 		return true
 	default:
 		return false
@@ -178,25 +178,25 @@ func (e HealthStatus) Valid() bool {
 
 // Defines values for Role.
 const (
-	Admin    Role = "admin"
-	Approver Role = "approver"
-	Operator Role = "operator"
-	Reader   Role = "reader"
-	Trigger  Role = "trigger"
+	RoleAdmin    Role = "admin"
+	RoleApprover Role = "approver"
+	RoleOperator Role = "operator"
+	RoleReader   Role = "reader"
+	RoleTrigger  Role = "trigger"
 )
 
 // Valid indicates whether the value is a known member of the Role enum.
 func (e Role) Valid() bool {
 	switch e {
-	case Admin:
+	case RoleAdmin:
 		return true
-	case Approver:
+	case RoleApprover:
 		return true
-	case Operator:
+	case RoleOperator:
 		return true
-	case Reader:
+	case RoleReader:
 		return true
-	case Trigger:
+	case RoleTrigger:
 		return true
 	default:
 		return false
@@ -205,19 +205,19 @@ func (e Role) Valid() bool {
 
 // Defines values for RunKind.
 const (
-	Apply  RunKind = "apply"
-	Retire RunKind = "retire"
-	Verify RunKind = "verify"
+	RunKindApply  RunKind = "apply"
+	RunKindRetire RunKind = "retire"
+	RunKindVerify RunKind = "verify"
 )
 
 // Valid indicates whether the value is a known member of the RunKind enum.
 func (e RunKind) Valid() bool {
 	switch e {
-	case Apply:
+	case RunKindApply:
 		return true
-	case Retire:
+	case RunKindRetire:
 		return true
-	case Verify:
+	case RunKindVerify:
 		return true
 	default:
 		return false
@@ -226,22 +226,22 @@ func (e RunKind) Valid() bool {
 
 // Defines values for RunState.
 const (
-	Failed    RunState = "failed"
-	Running   RunState = "running"
-	Succeeded RunState = "succeeded"
-	Unknown   RunState = "unknown"
+	RunStateFailed    RunState = "failed"
+	RunStateRunning   RunState = "running"
+	RunStateSucceeded RunState = "succeeded"
+	RunStateUnknown   RunState = "unknown"
 )
 
 // Valid indicates whether the value is a known member of the RunState enum.
 func (e RunState) Valid() bool {
 	switch e {
-	case Failed:
+	case RunStateFailed:
 		return true
-	case Running:
+	case RunStateRunning:
 		return true
-	case Succeeded:
+	case RunStateSucceeded:
 		return true
-	case Unknown:
+	case RunStateUnknown:
 		return true
 	default:
 		return false
@@ -250,19 +250,19 @@ func (e RunState) Valid() bool {
 
 // Defines values for ListBlocksParamsStatus.
 const (
-	All   ListBlocksParamsStatus = "all"
-	Ended ListBlocksParamsStatus = "ended"
-	Live  ListBlocksParamsStatus = "live"
+	ListBlocksParamsStatusAll   ListBlocksParamsStatus = "all"
+	ListBlocksParamsStatusEnded ListBlocksParamsStatus = "ended"
+	ListBlocksParamsStatusLive  ListBlocksParamsStatus = "live"
 )
 
 // Valid indicates whether the value is a known member of the ListBlocksParamsStatus enum.
 func (e ListBlocksParamsStatus) Valid() bool {
 	switch e {
-	case All:
+	case ListBlocksParamsStatusAll:
 		return true
-	case Ended:
+	case ListBlocksParamsStatusEnded:
 		return true
-	case Live:
+	case ListBlocksParamsStatusLive:
 		return true
 	default:
 		return false

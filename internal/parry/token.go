@@ -45,6 +45,9 @@ var rights = map[Role][]Right{
 // Roles lists every role, least first.
 var Roles = []Role{RoleTrigger, RoleReader, RoleOperator, RoleApprover, RoleAdmin}
 
+// Rights lists what the role may do.
+func (r Role) Rights() []Right { return slices.Clone(rights[r]) }
+
 // Token is a credential as it is stored: its secret only as a hash.
 type Token struct {
 	ID        TokenID

@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/binary"
 	"net/netip"
+	"strings"
 
 	"github.com/parry/parry/internal/parry"
 )
@@ -23,9 +24,11 @@ var special = []parry.Exemption{
 	builtIn("ff00::/8", "multicast (RFC 4291)"),
 }
 
+const specialID = "special:"
+
 func builtIn(prefix, why string) parry.Exemption {
 	return parry.Exemption{
-		ID:     parry.ExemptionID("special:" + prefix),
+		ID:     parry.ExemptionID(specialID + prefix),
 		Prefix: netip.MustParsePrefix(prefix), Reason: "special range: " + why, Source: parry.ExemptFound,
 	}
 }
@@ -61,3 +64,6 @@ func embedded(p netip.Prefix) []netip.Prefix {
 	reach(teredo, 96, 0xffff_ffff) // the client, inverted
 	return out
 }
+
+// IsSpecial tells whether an exemption that was found is a special range.
+func IsSpecial(x parry.Exemption) bool { return strings.HasPrefix(string(x.ID), specialID) }

@@ -1,0 +1,200 @@
+package auth
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+// Store is where tokens are.
+type Store interface {
+	TokenByID(ctx context.Context, id parry.TokenID) (parry.Token, error) // KindNotFound
+	TouchToken(ctx context.Context, id parry.TokenID, at time.Time) error
+}
+
+// Options of [New]. Store is required.
+type Options struct {
+	Store    Store
+	Rate     func() int       // block requests a minute of a token that has no rate of its own; nil or 0 is no limit
+	CacheFor time.Duration    // how long a token is trusted without a look into the store, and so how late a revocation elsewhere is noticed; 3 s
+	Now      func() time.Time // time.Now
+	Logger   *slog.Logger     // slog.Default()
+}
+
+// Auth authenticates callers. Safe for concurrent use.
+type Auth struct {
+	o      Options
+	load   singleflight.Group
+	touch  chan parry.TokenID
+	mu     sync.Mutex
+	tokens map[parry.TokenID]*entry // only tokens that exist: its size is bounded by theirs
+}
+
+// entry is a token as it was loaded. All but the limiter is never changed.
+type entry struct {
+	token   parry.Token
+	until   time.Time // trusted so long
+	limiter *rate.Limiter
+}
+
+// New makes an Auth. Run must run for the tokens' last use to be recorded.
+func New(o Options) (*Auth, error) {
+	if o.Store == nil {
+		return nil, errors.New("auth: Options.Store is missing")
+	}
+	o.CacheFor = cmp.Or(o.CacheFor, 3*time.Second)
+	if o.Rate == nil {
+		o.Rate = func() int { return 0 }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
+	return &Auth{o: o, touch: make(chan parry.TokenID, 64), tokens: make(map[parry.TokenID]*entry)}, nil
+}
+
+// Run records when tokens were used, to the minute, until ctx ends. A write that fails is logged and left.
+func (a *Auth) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case id := <-a.touch:
+			if err := a.o.Store.TouchToken(ctx, id, a.o.Now()); err != nil && ctx.Err() == nil {
+				a.o.Logger.WarnContext(ctx, "the use of a token was not recorded", "token_id", string(id), "err", err)
+			}
+		}
+	}
+}
+
+func unauthenticated(format string, args ...any) error {
+	return parry.Errorf(parry.KindUnauthenticated, format, args...)
+}
+
+// Authenticate reads an Authorization header's value. Whoever does not hold the secret learns only that the token is not valid.
+func (a *Auth) Authenticate(ctx context.Context, header string, remote netip.Addr) (*parry.Principal, error) {
+	if header == "" {
+		return nil, unauthenticated("this needs a token: send the header Authorization: Bearer parry_…")
+	}
+	scheme, text, ok := strings.Cut(header, " ")
+	if !ok || !strings.EqualFold(scheme, "Bearer") {
+		return nil, unauthenticated("only the scheme Bearer is known: send the header Authorization: Bearer parry_…")
+	}
+	id, secret, err := parse(strings.TrimSpace(text))
+	if err != nil {
+		return nil, unauthenticated("%s", err)
+	}
+	e, err := a.entry(ctx, id)
+	if parry.KindOf(err) == parry.KindNotFound {
+		return nil, unauthenticated("the token is not valid")
+	} else if err != nil {
+		return nil, fmt.Errorf("look up token %s: %w", id, err)
+	}
+	hash := sha256.Sum256([]byte(secret))
+	t := &e.token
+	switch now := a.o.Now(); {
+	case subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1:
+		return nil, unauthenticated("the token is not valid")
+	case !t.RevokedAt.IsZero():
+		return nil, unauthenticated("the token was revoked")
+	case !t.ExpiresAt.IsZero() && !now.Before(t.ExpiresAt):
+		return nil, unauthenticated("the token expired at %s", t.ExpiresAt.UTC().Format(time.RFC3339))
+	case len(t.Sources) > 0 && !slices.ContainsFunc(t.Sources, func(p netip.Prefix) bool { return p.Contains(remote) }):
+		return nil, parry.Errorf(parry.KindForbidden, "the token may not be used from %s", remote)
+	}
+	return &parry.Principal{Token: *t, Remote: remote}, nil
+}
+
+// entry gives a token from the cache, or loads it once for all who wait for it.
+func (a *Auth) entry(ctx context.Context, id parry.TokenID) (*entry, error) {
+	a.mu.Lock()
+	e := a.tokens[id]
+	a.mu.Unlock()
+	if e != nil && a.o.Now().Before(e.until) {
+		return e, nil
+	}
+	got := a.load.DoChan(string(id), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		return a.reload(ctx, id)
+	})
+	select {
+	case r := <-got:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*entry), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (a *Auth) reload(ctx context.Context, id parry.TokenID) (*entry, error) {
+	now := a.o.Now()
+	t, err := a.o.Store.TokenByID(ctx, id)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		delete(a.tokens, id)
+		return nil, err
+	}
+	e := &entry{token: t, until: now.Add(a.o.CacheFor)}
+	if perMinute := cmp.Or(t.Rate, a.o.Rate()); perMinute > 0 {
+		limit := rate.Limit(float64(perMinute) / 60)
+		if old := a.tokens[id]; old != nil && old.limiter != nil && old.limiter.Limit() == limit {
+			e.limiter = old.limiter
+		} else {
+			e.limiter = rate.NewLimiter(limit, perMinute)
+		}
+	}
+	a.tokens[id] = e
+	if now.Sub(t.LastUsed) >= time.Minute {
+		select {
+		case a.touch <- id:
+		default: // next time
+		}
+	}
+	return e, nil
+}
+
+// Allow counts one block request against the principal's rate; a refusal is rate-limited and says when to come back. Root at the local
+// socket has no rate.
+func (a *Auth) Allow(pr *parry.Principal) error {
+	a.mu.Lock()
+	e := a.tokens[pr.Token.ID]
+	a.mu.Unlock()
+	if e == nil || e.limiter == nil {
+		return nil
+	}
+	now := a.o.Now()
+	r := e.limiter.ReserveN(now, 1)
+	if wait := r.DelayFrom(now); wait > 0 {
+		r.CancelAt(now)
+		err := parry.Errorf(parry.KindRateLimited, "the token %s may ask for %d blocks a minute", pr.Token.Name, e.limiter.Burst())
+		err.RetryAfter = wait
+		return err
+	}
+	return nil
+}
+
+// Forget drops a token from the cache, so that its revocation takes effect at once.
+func (a *Auth) Forget(id parry.TokenID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.tokens, id)
+	a.load.Forget(string(id))
+}

@@ -1,0 +1,495 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/parry/parry/api"
+	"github.com/parry/parry/internal/auth"
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/policy"
+)
+
+// CreateBlock takes a block request into the desired state.
+func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
+	pr, ctx := principal(c), c.Request.Context()
+	if err := s.o.Auth.Allow(pr); err != nil {
+		s.fail(c, err)
+		return
+	}
+	body, err := readBody(c)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	now := s.o.Now()
+	ask, err := s.decodeBlockRequest(body, now)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	a, err := s.admission(pr, &ask, now)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	if a.Idempotency, err = idempotency(c, pr, params.IdempotencyKey, body); err != nil {
+		s.fail(c, err)
+		return
+	}
+	a.Request.RemoteAddr = s.remote(c)
+	w, err := s.beginWait(c, params.Wait)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	defer w.end()
+
+	done, err := s.o.Store.Put(ctx, a)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	c.Set("block_id", string(done.Block.ID))
+	shown, ok, err := s.showAdmitted(ctx, w, &done)
+	if err != nil {
+		s.fail(c, fmt.Errorf("show block %s, which was accepted: %w", done.Block.ID, err))
+		return
+	}
+	status := http.StatusOK
+	switch {
+	case !ok:
+		status = http.StatusAccepted
+	case done.Created && done.Block.Live():
+		status = http.StatusCreated
+	}
+	c.Header("Location", "/api/v1/blocks/"+shown.ID)
+	if done.Replayed {
+		c.Header("Idempotency-Replayed", "true")
+	}
+	s.answer(c, status, shown)
+}
+
+func (s *Server) showAdmitted(ctx context.Context, w *waiting, done *parry.Admitted) (b api.Block, ok bool, err error) {
+	switch {
+	case w != nil:
+		return w.settle(ctx, done.Block.ID)
+	case done.Created: // nothing can have been proved or rejected of it
+		p, err := s.recentPicture(ctx)
+		if err != nil {
+			return b, false, fmt.Errorf("read the firewalls: %w", err)
+		}
+		return p.present(&done.Block, nil), true, nil
+	default:
+		shown, err := s.show(ctx, done.Block)
+		if err != nil {
+			return b, false, err
+		}
+		return shown[0], true, nil
+	}
+}
+
+// admission holds an ask against the fleet and the policy.
+func (s *Server) admission(pr *parry.Principal, ask *blockAsk, now time.Time) (parry.Admission, error) {
+	fleet := s.o.Fleet()
+	scope := s.scope(fleet, ask.selector)
+	switch {
+	case scope.unknown != nil:
+		return parry.Admission{}, parry.Invalid("/firewalls", "%s", scope.unknown)
+	case len(scope.firewalls) == 0:
+		e := parry.Errorf(parry.KindRefused, "no firewall would take this block")
+		e.Fields = []parry.FieldError{{Pointer: "/firewalls", Detail: fmt.Sprintf("%q means no firewall today", ask.selector)}}
+		return parry.Admission{}, e
+	}
+	terms, err := s.o.Policy.Admit(pr, fleet, policy.Ask{Source: ask.match.Source, Selector: ask.selector, TTL: ask.ttl, NoEnd: ask.noEnd}, now)
+	if err != nil {
+		return parry.Admission{}, err
+	}
+	if err := s.expressible(scope.firewalls, ask.match); err != nil {
+		return parry.Admission{}, err
+	}
+	set := s.o.Settings()
+	return parry.Admission{
+		BlockID: parry.NewBlockID(now),
+		Request: parry.Request{
+			ID: parry.NewRequestID(now), ReceivedAt: now, EventTime: ask.eventTime, TTL: terms.TTL, TokenID: pr.Token.ID, TokenName: pr.Token.Name,
+			Origin: ask.origin, AlertID: ask.alertID, RuleID: ask.ruleID, Reason: ask.reason,
+		},
+		Key: parry.Key{Match: ask.match, Selector: ask.selector}, NoEnd: terms.NoEnd, MaxExpires: terms.MaxExpires,
+		MaxBlocks: set.MaxBlocks, MaxRules: scope.maxRules, RuleScope: scope.selectors, WidenBeyond: set.WidenBeyondMax,
+	}, nil
+}
+
+// expressible refuses a match that no firewall in scope can express. One that only some can is rejected by the others in their runs.
+func (s *Server) expressible(scope []*parry.Firewall, m parry.Match) error {
+	if s.o.Express == nil {
+		return nil
+	}
+	e := parry.Errorf(parry.KindRefused, "no firewall in scope can express this block")
+	for _, fw := range scope {
+		err := s.o.Express(fw, m)
+		if err == nil {
+			return nil
+		}
+		e.Fields = append(e.Fields, parry.FieldError{Pointer: "/firewalls", Detail: fw.Name + ": " + err.Error()})
+	}
+	return e
+}
+
+func idempotency(c *gin.Context, pr *parry.Principal, key string, body []byte) (*parry.Idempotency, error) {
+	if len(c.Request.Header.Values("Idempotency-Key")) == 0 {
+		return nil, nil
+	}
+	printable := func(r rune) bool { return r > ' ' && r < 0x7f }
+	if key == "" || len(key) > 128 || strings.ContainsFunc(key, func(r rune) bool { return !printable(r) }) {
+		return nil, parry.Invalid("Idempotency-Key", "write 1 to 128 printable ASCII characters without blanks")
+	}
+	who := string(pr.Token.ID)
+	if who == "" {
+		who = auth.LocalName
+	}
+	return &parry.Idempotency{Scope: who + " " + c.Request.Method + " " + c.FullPath(), Key: key, Hash: sha256.Sum256(body)}, nil
+}
+
+// scopes remembers what selectors mean, for one fleet.
+type scopes struct {
+	fleet *parry.Fleet
+	means map[parry.Selector]*scope
+}
+
+type scope struct {
+	unknown   error // the selector holds a name that means nothing
+	firewalls []*parry.Firewall
+	maxRules  int              // the least of theirs; 0 is no limit
+	selectors []parry.Selector // those that put rules on one of these firewalls too
+}
+
+const maxScopes = 256 // callers make selectors
+
+// scope says what a selector means. The answer is shared: it must not be changed.
+func (s *Server) scope(fleet *parry.Fleet, sel parry.Selector) *scope {
+	known := s.scopes.Load()
+	if known != nil && known.fleet == fleet {
+		if sc := known.means[sel]; sc != nil {
+			return sc
+		}
+	}
+	sc := newScope(fleet, sel)
+	next := &scopes{fleet: fleet, means: map[parry.Selector]*scope{sel: sc}}
+	if known != nil && known.fleet == fleet && len(known.means) < maxScopes {
+		for k, v := range known.means {
+			next.means[k] = v
+		}
+	}
+	s.scopes.Store(next) // a race forgets one, which is made again
+	return sc
+}
+
+func newScope(fleet *parry.Fleet, sel parry.Selector) *scope {
+	if err := fleet.Check(sel); err != nil {
+		return &scope{unknown: err}
+	}
+	sc := &scope{firewalls: fleet.Scope(sel)}
+	names := []string{string(parry.SelectAll)}
+	for _, fw := range sc.firewalls {
+		if fw.MaxRules > 0 && (sc.maxRules == 0 || fw.MaxRules < sc.maxRules) {
+			sc.maxRules = fw.MaxRules
+		}
+		names = append(append(names, fw.Name), fw.Groups...)
+		if fleet.Selects(parry.SelectDefault, fw) {
+			names = append(names, string(parry.SelectDefault))
+		}
+	}
+	slices.Sort(names)
+	for _, n := range slices.Compact(names) {
+		sc.selectors = append(sc.selectors, parry.Selector(n))
+	}
+	if !slices.Contains(sc.selectors, sel) {
+		sc.selectors = append(sc.selectors, sel) // one of several names
+	}
+	return sc
+}
+
+// ownBlock reads a block for whoever asks: without the right read, another's block is not there.
+func (s *Server) ownBlock(c *gin.Context, id string) (parry.Block, error) {
+	c.Set("block_id", cut(id, 64))
+	b, err := s.o.Store.Block(c.Request.Context(), parry.BlockID(id))
+	if err != nil {
+		return b, err
+	}
+	if pr := principal(c); !pr.Can(parry.RightRead) && b.CreatedBy != pr.Token.Name {
+		return b, parry.Errorf(parry.KindNotFound, "there is no block %s; it may have ended and been forgotten", id)
+	}
+	return b, nil
+}
+
+// blockToChange reads a block that the caller's token may change.
+func (s *Server) blockToChange(c *gin.Context, id string) (parry.Block, error) {
+	b, err := s.ownBlock(c, id)
+	if err != nil {
+		return b, err
+	}
+	if err := policy.MayName(principal(c), s.o.Fleet(), b.Selector); err != nil {
+		return b, parry.Errorf(parry.KindForbidden, "the block is for %s, and %s", b.Selector, err)
+	}
+	return b, nil
+}
+
+func (s *Server) GetBlock(c *gin.Context, id api.BlockID) {
+	b, err := s.ownBlock(c, id)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	shown, err := s.show(c.Request.Context(), b)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.answer(c, http.StatusOK, shown[0])
+}
+
+func (s *Server) ListBlocks(c *gin.Context, params api.ListBlocksParams) {
+	var wrong problems
+	f := parry.BlockFilter{Origin: params.Origin, CreatedBy: params.CreatedBy, Cursor: params.Cursor, Limit: limit(c, params.Limit, &wrong)}
+	for name, to := range map[string]struct {
+		text string
+		p    *netip.Prefix
+	}{"?source": {params.Source, &f.Source}, "?covering": {params.Covering, &f.Covering}, "?within": {params.Within, &f.Within}} {
+		if to.text == "" {
+			continue
+		}
+		var err error
+		if *to.p, err = parsePrefix(to.text); err != nil {
+			wrong.add(name, "%s", err)
+		}
+	}
+	live := true
+	switch params.Status {
+	case "", api.ListBlocksParamsStatusLive:
+		f.Live = &live
+	case api.ListBlocksParamsStatusEnded:
+		live = false
+		f.Live = &live
+	case api.ListBlocksParamsStatusAll:
+	default:
+		wrong.add("?status", "write live, ended or all")
+	}
+	if params.Firewalls != "" {
+		f.Selector = parry.ParseSelector(params.Firewalls)
+	}
+	if params.ExpiresWithin != "" {
+		d, err := parry.ParseTTL(params.ExpiresWithin)
+		if err != nil {
+			wrong.add("?expires_within", "%s", err)
+		}
+		f.ExpiresBy = s.o.Now().Add(d)
+	}
+	if err := wrong.err(); err != nil {
+		s.fail(c, err)
+		return
+	}
+	if pr := principal(c); !pr.Can(parry.RightRead) {
+		if f.CreatedBy != "" && f.CreatedBy != pr.Token.Name {
+			s.answer(c, http.StatusOK, api.BlockPage{Items: []api.Block{}})
+			return
+		}
+		f.CreatedBy = pr.Token.Name
+	}
+	page, err := s.o.Store.Blocks(c.Request.Context(), f)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	shown, err := s.show(c.Request.Context(), page.Items...)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.answer(c, http.StatusOK, api.BlockPage{Items: shown, Next: page.Next})
+}
+
+// limit is a page's size.
+func limit(c *gin.Context, n int, wrong *problems) int {
+	switch {
+	case c.Query("limit") == "":
+		return 100
+	case n < 1 || n > 1000:
+		wrong.add("?limit", "write 1 to 1000")
+	}
+	return n
+}
+
+func (s *Server) ListBlockRequests(c *gin.Context, id api.BlockID, params api.ListBlockRequestsParams) {
+	var wrong problems
+	n := limit(c, params.Limit, &wrong)
+	if err := wrong.err(); err != nil {
+		s.fail(c, err)
+		return
+	}
+	b, err := s.ownBlock(c, id)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	page, err := s.o.Store.Requests(c.Request.Context(), b.ID, params.Cursor, n)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	out := api.EvidencePage{Items: make([]api.Evidence, len(page.Items)), Next: page.Next}
+	for i := range page.Items {
+		out.Items[i] = presentRequest(&page.Items[i])
+	}
+	s.answer(c, http.StatusOK, out)
+}
+
+var blockUpdateFields = []field[api.BlockUpdate]{
+	{"ttl", func(r *api.BlockUpdate, v value) { r.TTL = v.duration() }},
+	{"expires_at", func(r *api.BlockUpdate, v value) { r.ExpiresAt = v.time() }},
+}
+
+// UpdateBlock extends or shortens a block.
+func (s *Server) UpdateBlock(c *gin.Context, id api.BlockID) {
+	var req api.BlockUpdate
+	if err := decode(s, c, &req, blockUpdateFields, true); err != nil {
+		s.fail(c, err)
+		return
+	}
+	now := s.o.Now()
+	expires, without, pointer, err := newEnd(&req, now)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	b, err := s.blockToChange(c, id)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	if err := s.o.Policy.Extend(principal(c), expires.Sub(now), without, pointer, now); err != nil {
+		s.fail(c, err)
+		return
+	}
+	if without {
+		expires = time.Time{}
+	}
+	if b, err = s.o.Store.SetExpiry(c.Request.Context(), b.ID, expires, principal(c).Token.Name); err != nil {
+		s.fail(c, err)
+		return
+	}
+	shown, err := s.show(c.Request.Context(), b)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.answer(c, http.StatusOK, shown[0])
+}
+
+func newEnd(req *api.BlockUpdate, now time.Time) (expires time.Time, without bool, pointer string, err error) {
+	switch {
+	case (req.TTL == "") == req.ExpiresAt.IsZero():
+		return expires, false, "", parry.Invalid("", "give either ttl or expires_at")
+	case req.TTL != "":
+		ttl, without, err := parseTTL(req.TTL)
+		if err != nil {
+			return expires, false, "", parry.Invalid("/ttl", "%s", err)
+		}
+		return now.Add(ttl), without, "/ttl", nil
+	case !req.ExpiresAt.After(now):
+		return expires, false, "", parry.Invalid("/expires_at", "%s is not in the future; to end the block now, delete it",
+			req.ExpiresAt.Format(time.RFC3339))
+	}
+	return req.ExpiresAt, false, "/expires_at", nil
+}
+
+// DeleteBlock ends a block.
+func (s *Server) DeleteBlock(c *gin.Context, id api.BlockID, params api.DeleteBlockParams) {
+	ctx := c.Request.Context()
+	b, err := s.blockToChange(c, id)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	w, err := s.beginWait(c, params.Wait)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	defer w.end()
+	b, covering, err := s.o.Store.EndBlock(ctx, b.ID, principal(c).Token.Name)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	status := http.StatusOK
+	shown, err := s.show(ctx, append([]parry.Block{b}, covering...)...)
+	if err == nil && w != nil {
+		var ok bool
+		if shown[0], ok, err = w.settle(ctx, b.ID); !ok {
+			status = http.StatusAccepted
+		}
+	}
+	if err != nil {
+		s.fail(c, fmt.Errorf("show block %s, which was ended: %w", b.ID, err))
+		return
+	}
+	s.answer(c, status, api.EndedBlock{Block: shown[0], StillCoveredBy: shown[1:]})
+}
+
+// Explain tells what stands for or against an address.
+func (s *Server) Explain(c *gin.Context, params api.ExplainParams) {
+	ctx, now := c.Request.Context(), s.o.Now()
+	p, err := parsePrefix(params.Address)
+	if err != nil {
+		s.fail(c, parry.Invalid("?address", "%s", err))
+		return
+	}
+	live, ended := true, false
+	out := api.Explanation{Address: parry.FormatPrefix(p), Exemptions: []api.Exemption{}, Requests: []api.Evidence{}}
+	for _, x := range s.o.Policy.AllOverlapping(p, now) {
+		if policy.IsSpecial(x) {
+			out.Special = x.Prefix.String() + ": " + x.Reason
+			continue
+		}
+		out.Exemptions = append(out.Exemptions, presentExemption(&x))
+	}
+	standing, err := s.o.Store.Blocks(ctx, parry.BlockFilter{Covering: p, Live: &live, Limit: 100})
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	gone, err := s.o.Store.Blocks(ctx, parry.BlockFilter{Covering: p, Live: &ended, Limit: 10})
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	pic, err := s.picture(ctx)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	if out.Blocks, err = s.showIn(ctx, pic, standing.Items); err == nil {
+		out.Ended, err = s.showIn(ctx, pic, gone.Items)
+	}
+	for i := 0; err == nil && i < min(len(standing.Items), 10); i++ {
+		var page parry.Page[parry.Request]
+		page, err = s.o.Store.Requests(ctx, standing.Items[i].ID, "", 10)
+		for j := range page.Items {
+			out.Requests = append(out.Requests, presentRequest(&page.Items[j]))
+		}
+	}
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.answer(c, http.StatusOK, out)
+}

@@ -1,0 +1,198 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"slices"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/parry/parry/api"
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/policy"
+)
+
+func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
+	out := api.Firewall{
+		Name: st.Name, State: condition(st), Listed: st.Listed, Groups: []string{}, Retiring: st.Retiring, Adopt: st.Adopt, Approved: st.Approved,
+		AppliedRevision: int64(st.AppliedRev), DirtyRevision: int64(st.DirtyRev), Epoch: st.Epoch, ProvedAt: utc(st.ProvedAt), LastRun: string(st.LastRun),
+	}
+	if fw, ok := s.o.Fleet().Firewall(st.Name); ok {
+		out.Groups = append(out.Groups, fw.Groups...)
+		out.Bundle, out.Pin, out.Interface, out.MaxRules = fw.Bundle, fw.Pin, fw.Interface, fw.MaxRules
+	}
+	if s.o.Phase != nil {
+		out.Phase = s.o.Phase(st.Name)
+	}
+	if st.Hold.Held() {
+		out.Hold = api.Hold{By: st.Hold.By, Reason: st.Hold.Reason, Since: st.Hold.Since.UTC()}
+	}
+	if i := st.Incident; i.Open() {
+		out.Incident = api.Incident{
+			ID: string(i.ID), Since: i.Since.UTC(), Failure: string(i.Failure), Message: i.Message, Attempts: i.Attempts, NextTry: utc(i.NextTry),
+		}
+	}
+	if !st.ProvedAt.IsZero() {
+		out.Proof = presentProof(st.Proof)
+	}
+	return out
+}
+
+// condition sums a firewall's state up. Blocks that were accepted since its last run are not looked at: their own states tell.
+func condition(st *parry.FirewallState) api.FirewallCondition {
+	switch {
+	case st.Retiring:
+		return api.FirewallConditionRetiring
+	case !st.Listed:
+		return api.FirewallConditionUnlisted
+	case st.Hold.Held():
+		return api.FirewallConditionHeld
+	case st.Incident.Open():
+		return api.FirewallConditionFailing
+	case st.DirtyRev > st.AppliedRev || st.ProvedAt.IsZero():
+		return api.FirewallConditionPending
+	default:
+		return api.FirewallConditionProved
+	}
+}
+
+func presentProof(p parry.Proof) api.Proof {
+	return api.Proof{
+		Sha256: p.SHA256, Count: p.Count, Added: p.Added, Removed: p.Removed, Rules: p.Rules, Capacity: p.Capacity, Epoch: p.Epoch,
+		Controller: p.Controller, MachineID: p.MachineID, RunID: p.RunID,
+	}
+}
+
+func (s *Server) ListFirewalls(c *gin.Context) { s.answerFirewalls(c) }
+
+func (s *Server) answerFirewalls(c *gin.Context) {
+	states, err := s.o.Store.Firewalls(c.Request.Context())
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	out := api.FirewallList{Items: make([]api.Firewall, len(states))}
+	for i := range states {
+		out.Items[i] = s.presentFirewall(&states[i])
+	}
+	s.answer(c, http.StatusOK, out)
+}
+
+func (s *Server) GetFirewall(c *gin.Context, name api.FirewallName) {
+	s.answerFirewall(c, http.StatusOK, name)
+}
+
+func (s *Server) answerFirewall(c *gin.Context, status int, name string) {
+	st, err := s.o.Store.FirewallState(c.Request.Context(), name)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	rejects, err := s.o.Store.FirewallRejects(c.Request.Context(), name)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	out := s.presentFirewall(&st)
+	for _, r := range rejects {
+		out.Rejects = append(out.Rejects, api.Reject{BlockID: string(r.BlockID), Code: r.Code, RunID: string(r.RunID), At: r.At.UTC()})
+	}
+	s.answer(c, status, out)
+}
+
+// mayTouch tells whether the caller's token lets it change a firewall, or all of them under the name "".
+func (s *Server) mayTouch(c *gin.Context, name string) error {
+	sel := parry.SelectAll
+	if name != "" {
+		if _, err := s.o.Store.FirewallState(c.Request.Context(), name); err != nil {
+			return err
+		}
+		sel = parry.Selector(name)
+	}
+	if err := policy.MayName(principal(c), s.o.Fleet(), sel); err != nil {
+		return parry.Errorf(parry.KindForbidden, "%s", err)
+	}
+	return nil
+}
+
+var holdFields = []field[api.HoldRequest]{
+	{"reason", func(r *api.HoldRequest, v value) { r.Reason = v.str() }},
+}
+
+// setHold holds or releases one firewall, or all of them under the name "".
+func (s *Server) setHold(c *gin.Context, name string, hold bool) error {
+	var h parry.Hold
+	if hold {
+		var req api.HoldRequest
+		if err := decode(s, c, &req, holdFields, false); err != nil {
+			return err
+		}
+		h = parry.Hold{By: principal(c).Token.Name, Reason: req.Reason, Since: s.o.Now()}
+	}
+	if err := s.mayTouch(c, name); err != nil {
+		return err
+	}
+	return s.o.Store.SetHold(c.Request.Context(), name, h)
+}
+
+func (s *Server) hold(c *gin.Context, name string, hold bool) {
+	if err := s.setHold(c, name, hold); err != nil {
+		s.fail(c, err)
+		return
+	}
+	if name == "" {
+		s.answerFirewalls(c)
+	} else {
+		s.answerFirewall(c, http.StatusOK, name)
+	}
+}
+
+func (s *Server) HoldFirewall(c *gin.Context, name api.FirewallName)    { s.hold(c, name, true) }
+func (s *Server) ReleaseFirewall(c *gin.Context, name api.FirewallName) { s.hold(c, name, false) }
+func (s *Server) HoldAll(c *gin.Context)                                { s.hold(c, "", true) }
+func (s *Server) ReleaseAll(c *gin.Context)                             { s.hold(c, "", false) }
+
+// order passes an operator's word on to a firewall's lane.
+func (s *Server) order(c *gin.Context, name string, give func(ctx context.Context, name string) error) {
+	err := s.mayTouch(c, name)
+	if err == nil {
+		err = give(c.Request.Context(), name)
+	}
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.answerFirewall(c, http.StatusAccepted, name)
+}
+
+func (s *Server) RetireFirewall(c *gin.Context, name api.FirewallName) {
+	s.order(c, name, s.o.Store.SetRetiring)
+}
+func (s *Server) AdoptFirewall(c *gin.Context, name api.FirewallName) {
+	s.order(c, name, s.o.Store.SetAdopt)
+}
+func (s *Server) ApproveFirewall(c *gin.Context, name api.FirewallName) {
+	s.order(c, name, s.o.Store.SetApproved)
+}
+func (s *Server) VerifyFirewall(c *gin.Context, name api.FirewallName) { s.order(c, name, s.o.Verify) }
+
+// firewallsCheck is a line of /readyz: what waits for an operator.
+func (s *Server) firewallsCheck(ctx context.Context) []string {
+	states, err := s.o.Store.Firewalls(ctx)
+	if err != nil {
+		return nil // the database's own line tells
+	}
+	var out []string
+	for _, st := range states {
+		switch {
+		case !st.Listed && !st.Retiring && st.Proof.Count > 0:
+			out = append(out, st.Name+" is gone from the configuration and may still hold entries: parry firewalls retire "+st.Name)
+		case st.Incident.Open():
+			out = append(out, st.Name+" is failing: "+string(st.Incident.Failure))
+		case st.Hold.Held():
+			out = append(out, st.Name+" is held by "+st.Hold.By)
+		}
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,171 @@
+package httpapi
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"github.com/go-playground/validator/v10"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/parry/parry/internal/auth"
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/policy"
+)
+
+// Store is what the API needs of the store; internal/store documents each method.
+type Store interface {
+	Ping(ctx context.Context) error
+	Put(ctx context.Context, a parry.Admission) (parry.Admitted, error)
+	Block(ctx context.Context, id parry.BlockID) (parry.Block, error)
+	Blocks(ctx context.Context, f parry.BlockFilter) (parry.Page[parry.Block], error)
+	Requests(ctx context.Context, id parry.BlockID, cursor string, limit int) (parry.Page[parry.Request], error)
+	SetExpiry(ctx context.Context, id parry.BlockID, expires time.Time, by string) (parry.Block, error)
+	EndBlock(ctx context.Context, id parry.BlockID, by string) (b parry.Block, covered []parry.Block, err error)
+	Rejects(ctx context.Context, ids []parry.BlockID) ([]parry.Reject, error)
+	FirewallRejects(ctx context.Context, firewall string) ([]parry.Reject, error)
+	Firewalls(ctx context.Context) ([]parry.FirewallState, error)
+	FirewallState(ctx context.Context, name string) (parry.FirewallState, error)
+	SetHold(ctx context.Context, name string, h parry.Hold) error
+	MarkDirty(ctx context.Context, name string) error
+	SetRetiring(ctx context.Context, name string) error
+	SetAdopt(ctx context.Context, name string) error
+	SetApproved(ctx context.Context, name string) error
+	Runs(ctx context.Context, f parry.RunFilter) (parry.Page[parry.Run], error)
+	Run(ctx context.Context, id parry.RunID) (parry.Run, error)
+	AddExemption(ctx context.Context, x parry.Exemption) (ended []parry.BlockID, err error)
+	Exemptions(ctx context.Context) ([]parry.Exemption, error)
+	RemoveExemption(ctx context.Context, id parry.ExemptionID, by string) error
+	CreateToken(ctx context.Context, t parry.Token) error
+	Tokens(ctx context.Context) ([]parry.Token, error)
+	RevokeToken(ctx context.Context, id parry.TokenID, by string) error
+	Applied(ctx context.Context) <-chan struct{}
+}
+
+// RunFiles opens what a run left behind; fs.ErrNotExist when it is gone.
+type RunFiles interface {
+	Log(r parry.Run) (io.ReadCloser, error)
+	Events(r parry.Run) (io.ReadCloser, error)
+}
+
+// Settings may change while the service runs.
+type Settings struct {
+	MaxBlocks      int64 // live blocks; 0 is no limit
+	WidenBeyondMax bool  // beyond a firewall's max_rules, block the source altogether instead of refusing
+	Waiters        int   // requests that may wait at once; 256
+}
+
+// Check is one line of /readyz.
+type Check struct {
+	Name     string
+	Advisory bool // told, but the service is ready all the same
+	Func     func(ctx context.Context) error
+}
+
+// Options of [New]. Store, Auth, Policy, Fleet and Registry are required.
+type Options struct {
+	Store    Store
+	Auth     *auth.Auth
+	Policy   *policy.Policy
+	Fleet    func() *parry.Fleet // a new pointer after each change
+	Registry *prometheus.Registry
+
+	Settings func() Settings                                  // nil: the zero Settings
+	Express  func(fw *parry.Firewall, m parry.Match) error    // why a firewall's bundle cannot express a match; nil: all can
+	Phase    func(firewall string) string                     // what the lane does on this replica; nil: not told
+	Verify   func(ctx context.Context, firewall string) error // prove it anew; nil: Store.MarkDirty
+	RunFiles RunFiles                                         // nil: none
+	Checks   []Check                                          // beside the database's and the firewalls'
+	Version  func() (version, commit, built string)           // nil: "dev"
+	Proxies  []string                                         // addresses and prefixes whose X-Forwarded-For is believed
+	Now      func() time.Time                                 // time.Now
+	Logger   *slog.Logger                                     // slog.Default()
+}
+
+// Server is the HTTP interface. It is an [http.Handler].
+type Server struct {
+	o        Options
+	engine   *gin.Engine
+	doc      *document
+	validate *validator.Validate
+	metrics  *metrics
+	scopes   atomic.Pointer[scopes]
+	recent   recent
+	waiters  atomic.Int64
+	draining chan struct{}
+	drain    sync.Once
+}
+
+// New makes the server's handler; the listeners, the time-outs of their http.Server and [auth.ConnContext] are the caller's.
+func New(o Options) (*Server, error) {
+	switch {
+	case o.Store == nil:
+		return nil, errors.New("httpapi: Options.Store is missing")
+	case o.Auth == nil:
+		return nil, errors.New("httpapi: Options.Auth is missing")
+	case o.Policy == nil:
+		return nil, errors.New("httpapi: Options.Policy is missing")
+	case o.Fleet == nil:
+		return nil, errors.New("httpapi: Options.Fleet is missing")
+	case o.Registry == nil:
+		return nil, errors.New("httpapi: Options.Registry is missing")
+	}
+	if o.Settings == nil {
+		o.Settings = func() Settings { return Settings{} }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Version == nil {
+		o.Version = func() (string, string, string) { return "dev", "", "" }
+	}
+	if o.Verify == nil {
+		o.Verify = o.Store.MarkDirty
+	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
+
+	s := &Server{o: o, validate: newValidator(), draining: make(chan struct{})}
+	var err error
+	if s.doc, err = readDocument(); err != nil {
+		return nil, fmt.Errorf("read the OpenAPI document: %w", err)
+	}
+	if s.metrics, err = newMetrics(o.Registry, s); err != nil {
+		return nil, fmt.Errorf("register the HTTP metrics: %w", err)
+	}
+
+	gin.SetMode(gin.ReleaseMode)
+	e := gin.New()
+	e.HandleMethodNotAllowed = true
+	e.RedirectTrailingSlash = false
+	e.RedirectFixedPath = false
+	e.RemoteIPHeaders = []string{"X-Forwarded-For"}
+	if err := e.SetTrustedProxies(o.Proxies); err != nil {
+		return nil, fmt.Errorf("trusted proxies: %w", err)
+	}
+	e.Use(s.observe, s.authorize)
+	e.NoRoute(func(c *gin.Context) {
+		s.fail(c, parry.Errorf(parry.KindNotFound, "there is nothing at this path; GET /api/v1/openapi.json lists what there is"))
+	})
+	e.NoMethod(func(c *gin.Context) {
+		s.fail(c, parry.Errorf(kindMethod, "this path takes %s, not %s", c.Writer.Header().Get("Allow"), c.Request.Method))
+	})
+	RegisterHandlersWithOptions(e, s, GinServerOptions{ErrorHandler: s.badParameter})
+	s.engine = e
+	return s, s.doc.covers(e.Routes())
+}
+
+var _ ServerInterface = (*Server)(nil)
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.engine.ServeHTTP(w, r) }
+
+// Drain lets everyone who waits be answered with what is known. It is for [http.Server.RegisterOnShutdown].
+func (s *Server) Drain() { s.drain.Do(func() { close(s.draining) }) }
