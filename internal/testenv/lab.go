@@ -129,6 +129,12 @@ func (l *Lab) GUISave(what ...string) {
 	l.script("gui-save", append([]string{"--dir", l.dir}, what...)...)
 }
 
+// SyncTo plays the configuration sync of an HA pair: l's rules and aliases replace the secondary's, files stay behind.
+func (l *Lab) SyncTo(secondary *Lab) {
+	l.tb.Helper()
+	l.script("ha-sync", l.dir, secondary.dir)
+}
+
 // AddState puts a connection into the firewall's state table; ports are "-" for a protocol that has none.
 func (l *Lab) AddState(iface, proto, src, sport, dst, dport string) {
 	l.tb.Helper()

@@ -67,7 +67,8 @@ echo count(glob('/cf/conf/backup/config-*.xml')), ' ', count(get_backups()['vers
 func TestLabConfig_writeConfigUnderTheConfigLockWaitsForItself(t *testing.T) {
 	t.Parallel()
 	l := testenv.StartLab(t, testenv.LabOptions{})
-	got := l.SSH(`timeout 1 /usr/local/bin/php -r 'require "config.inc"; require "functions.inc"; $held = lock("config", LOCK_EX); write_config("never");'; echo "rc $?"`)
+	got := l.SSH(`timeout 1 /usr/local/bin/php -r '
+		require "config.inc"; require "functions.inc"; $held = lock("config", LOCK_EX); write_config("never");'; echo "rc $?"`)
 	if want := "rc 124\n"; got != want {
 		t.Errorf("write_config under the config lock = %q, want it to wait for itself", got)
 	}
@@ -97,5 +98,22 @@ func TestLabConfig_anEmptyTableFileDisablesItsRule(t *testing.T) {
 	l.Reboot(true)
 	if got := l.SSH("ls /var/db/aliastables"); got != "" {
 		t.Errorf("table files after a reboot with /var on a RAM disk = %q, want none", got)
+	}
+}
+
+func TestLabConfig_haSyncCarriesRulesButNoTableFiles(t *testing.T) {
+	t.Parallel()
+	primary := testenv.StartLab(t, testenv.LabOptions{Name: "fw-1"})
+	secondary := testenv.StartLab(t, testenv.LabOptions{Name: "fw-2"})
+	runPHP(t, primary, strings.ReplaceAll(addBlock, "NAME", "parry_t1"))
+	primary.SyncTo(secondary)
+	if got := secondary.Config(); !strings.Contains(got, "<address>parry_t1</address>") || !strings.Contains(got, "<hostname>fw-2</hostname>") {
+		t.Error("the secondary lacks the primary's rule, or its own name")
+	}
+	if strings.Contains(secondary.Rules(), "<parry_t1>") {
+		t.Error("the secondary has loaded a rule whose table file it does not have")
+	}
+	if got := secondary.SSH("ls /var/db/aliastables"); got != "" {
+		t.Errorf("table files on the secondary = %q, want none", got)
 	}
 }

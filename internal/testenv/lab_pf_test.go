@@ -137,6 +137,10 @@ func TestLabPF_killsStates(t *testing.T) {
 	if got := l.SSH("pfctl -ss"); strings.Count(got, "\n") != 1 || !strings.Contains(got, "203.0.113.10") {
 		t.Errorf("states left = %q, want the other address's only", got)
 	}
+	byPF := l.SSH(`pfctl -vvss | sed -n 's|^ *id: \([0-9a-f]*\) .*|\1|p'`)
+	if got := l.SSH(`echo '<?php echo pfSense_get_pf_states()[0]["id"], "\n";' | php`); got != byPF {
+		t.Errorf("the extension names a state %q, pfctl %q", got, byPF)
+	}
 	if got, want := pf(l, "-k 203.0.113.0/24"), "killed 1 states from 1 sources and 0 destinations\nrc 0\n"; got != want {
 		t.Errorf("pfctl -k = %q, want %q", got, want)
 	}

@@ -55,3 +55,13 @@ lab_only_dir() {
 	done
 	[ -d "$dir/root" ] || lab_die "no lab firewall in $dir (lab/pfsense/up makes one)"
 }
+
+# lab_wait_reload DIR: waits until the reloads that are queued are through.
+lab_wait_reload() {
+	local i
+	for ((i = 0; i < 300; i++)); do
+		compgen -G "$1/root/.lab/reloading.*" >/dev/null || return 0
+		sleep 0.1
+	done
+	lab_die 'the reload did not end'
+}

@@ -9,11 +9,15 @@ use Tables;
 
 my %proto = map { $_ => 1 } qw(icmp igmp ipencap tcp udp rdp ipv6 gre esp ah ipv6-icmp icmp6 eigrp ospf pim carp pfsync sctp l2tp vrrp);
 my %with_ports = map { $_ => 1 } qw(tcp udp sctp);
+my %option = map { $_ => 1 }
+  qw(optimization timeout skip keepcounters loginterface hostid state-policy block-policy ruleset-optimization debug syncookies
+  require-order fingerprints);
 my %flag_letters = map { $_ => 1 } split //, 'FSRPAUEW';
 
 sub new {
     my ($class, $file) = @_;
-    return bless { file => $file, line => 0, errors => [], macros => {}, tables => {}, used => {}, rules => [], nat => [], limits => {} }, $class;
+    my %self = (file => $file, line => 0, errors => [], macros => {}, tables => {}, used => {}, rules => [], nat => [], limits => {});
+    return bless \%self, $class;
 }
 
 sub fail { my ($self, $text) = @_; die { text => "$self->{file}:$self->{line}: $text\n" } }
@@ -37,14 +41,20 @@ sub parse {
 sub tokens {
     my ($self, $line) = @_;
     my @t;
-    while ($line =~ /\G\s*(?:("(?:\\.|[^"\\])*")|(<[A-Za-z_][\w.-]*>)|(>=|<=|><|<>|!=|->|[{}(),!=<>])|\$([A-Za-z_]\w*)|(#.*)|([^\s{}(),!=<>"]+))/gc) {
-        if (defined $1) { push @t, $1 }
-        elsif (defined $2) { push @t, $2 }
-        elsif (defined $3) { push @t, $3 }
-        elsif (defined $4) {
+    while ($line =~ /\G\s*(?:
+            ("(?:\\.|[^"\\])*")                                 # a string
+          | (<[A-Za-z_][\w.-]*>)                                # a table
+          | (>=|<=|><|<>|!=|->|[{}(),!=<>])                     # punctuation
+          | \$([A-Za-z_]\w*)                                    # a macro
+          | (\#.*)                                              # a comment
+          | ([^\s{}(),!=<>"]+)                                  # a word
+        )/gcx) {
+        if (defined $4) {
             my $value = $self->{macros}{$4} // $self->fail("macro '$4' not defined");
             push @t, $self->tokens($value);
-        } elsif (defined $6) { push @t, $6 }
+        } elsif (!defined $5) {
+            push @t, grep { defined } $1, $2, $3, $6;
+        }
     }
     $self->fail('syntax error') if substr($line, pos($line) // 0) =~ /\S/;
     return @t;
@@ -76,8 +86,7 @@ sub option {
         $self->{limits}{$name} = $n;
         return;
     }
-    return if ($what // '') =~ /^(?:optimization|timeout|skip|keepcounters|loginterface|hostid|state-policy|block-policy|ruleset-optimization|debug|syncookies|require-order|fingerprints)$/;
-    $self->fail('syntax error');
+    $self->fail('syntax error') unless $option{ $what // '' };
 }
 
 sub table {
@@ -94,7 +103,7 @@ sub table {
         elsif ($w eq 'file') {
             my $file = shift(@t) // '';
             $self->fail('syntax error') unless $file =~ s/^"(.*)"$/$1/;
-            open my $f, '<', $file or $self->fail("cannot load \"$file\": " . lc_first("$!"));
+            open my $f, '<', $file or $self->fail("cannot load \"$file\": $!");
             local $/;
             my ($got, $bad) = Tables::parse(scalar(<$f>) // '');
             if (defined $bad) {
@@ -123,8 +132,6 @@ sub table {
     }
     $self->{tables}{$name} = { set => \%set, persist => $persist, init => $init, line => $self->{line} };
 }
-
-sub lc_first { return $_[0] }    # strerror's text stands as it is
 
 # nat, rdr, binat: kept as text with the macros filled in; tables are noted as used
 sub translation {
@@ -268,7 +275,7 @@ sub rule {
                 $self->fail('syntax error') unless defined $mask && !grep { !$flag_letters{$_} } split //, "$set$mask";
             }
             $r{flags} = $f;
-        } elsif ($w =~ /^icmp6?-type$/) { push @{ $r{opts} }, "$w " . join ' ', $self->list($t); $r{icmp} = [ $self->icmp_types(pop @{ $r{opts} }) ] }
+        } elsif ($w =~ /^icmp6?-type$/) { $r{icmp} = [ $self->icmp_types($w, $self->list($t)) ] }
         elsif ($w =~ /^(?:keep|modulate|synproxy|no)$/) {
             $self->fail('syntax error') unless @t && $t[0] =~ /^state/;
             shift @t;
@@ -293,11 +300,11 @@ sub rule {
 }
 
 my %icmp_name = (0 => 'echorep', 3 => 'unreach', 8 => 'echoreq', 11 => 'timex');
-my %icmp6_name = (1 => 'unreach', 2 => 'toobig', 3 => 'timex', 128 => 'echoreq', 129 => 'echorep', 133 => 'routersol', 134 => 'routeradv', 135 => 'neighbrsol', 136 => 'neighbradv');
+my %icmp6_name = (1 => 'unreach', 2 => 'toobig', 3 => 'timex', 128 => 'echoreq', 129 => 'echorep', 133 => 'routersol',
+    134 => 'routeradv', 135 => 'neighbrsol', 136 => 'neighbradv');
 
 sub icmp_types {
-    my ($self, $text) = @_;
-    my ($word, @types) = split ' ', $text;
+    my ($self, $word, @types) = @_;
     return map { "$word " . (($word eq 'icmp-type' ? $icmp_name{$_} : $icmp6_name{$_}) // $_) } @types;
 }
 
@@ -350,7 +357,9 @@ sub render {
     }
     my $state = $r->{state} // ($r->{head} =~ /^(?:pass|match)/ ? 'keep state' : '');
     if (defined $r->{flags} && $r->{flags} ne 'any') { push @o, "flags $r->{flags}" }
-    elsif ($r->{head} eq 'pass' && ($p eq '' || $p eq 'tcp') && $state ne 'no state') { push @o, defined $r->{flags} ? 'flags any' : 'flags S/SA' }
+    elsif ($r->{head} eq 'pass' && ($p eq '' || $p eq 'tcp') && $state ne 'no state') {
+        push @o, defined $r->{flags} ? 'flags any' : 'flags S/SA';
+    }
     push @o, $icmp if $icmp ne '';
     push @o, $state if $state ne '' && !($r->{head} =~ /^block/);
     push @o, @{ $r->{opts} };

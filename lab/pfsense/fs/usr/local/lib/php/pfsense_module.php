@@ -4,7 +4,10 @@
  * They read and write the stand-in kernel's state in /.lab.
  */
 
-/** Calls $edit with the list of states (each a list: interface, protocol, source, port, destination, port) under pf's lock; keeps what it returns. */
+/**
+ * Calls $edit with the list of states, each a list: interface, protocol, source, port, destination, port; keeps what it returns. Under pf's
+ * lock.
+ */
 function lab_pf_states(callable $edit): void {
 	$lock = fopen('/.lab/pf/lock', 'c');
 	flock($lock, LOCK_EX);
@@ -48,15 +51,29 @@ function pfSense_kill_srcstates($src, $dst = null) {
 	return null;
 }
 
+/** As pfctl prints it: the same line has the same id. */
+function lab_state_id(array $state): string {
+	$h = 0;
+	foreach (str_split(implode(' ', $state)) as $c) {
+		$h = ($h * 33 + ord($c)) & 0xffffffff;
+	}
+	return sprintf('%016x', $h);
+}
+
+function lab_state_end(string $addr, string $port): string {
+	return $port === '-' ? $addr : (str_contains($addr, ':') ? "{$addr}[{$port}]" : "{$addr}:{$port}");
+}
+
 function pfSense_get_pf_states($filters = null): array {
 	$out = [];
 	lab_pf_states(function ($states) use (&$out) {
-		foreach ($states as $n => [$if, $proto, $src, $sport, $dst, $dport]) {
+		foreach ($states as $state) {
+			[$if, $proto, $src, $sport, $dst, $dport] = $state;
 			$out[] = ['if' => $if, 'proto' => $proto, 'direction' => 'in',
-			    'src' => $sport === '-' ? $src : "{$src}:{$sport}", 'dst' => $dport === '-' ? $dst : "{$dst}:{$dport}",
+			    'src' => lab_state_end($src, $sport), 'dst' => lab_state_end($dst, $dport),
 			    'state' => $proto === 'tcp' ? 'ESTABLISHED:ESTABLISHED' : 'MULTIPLE:MULTIPLE', 'age' => '00:00:10', 'expires in' => '24:00:00',
 			    'packets total' => 2, 'packets in' => 1, 'packets out' => 1, 'bytes total' => 100, 'bytes in' => 50, 'bytes out' => 50,
-			    'id' => sprintf('%016x', $n + 1), 'creatorid' => '00000001'];
+			    'id' => lab_state_id($state), 'creatorid' => '00000001'];
 		}
 		return $states;
 	});
