@@ -12,7 +12,6 @@ import json
 import os
 import re
 
-from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
@@ -62,7 +61,7 @@ class ActionModule(ActionBase):
             run = self._settings()
             desired = self._desired() if run["mode"] == "apply" else b""
         except Refused as refused:
-            return dict(result, **refused.result())
+            return dict(result, failed=True, msg=str(refused), parry={"failure": refused.code})
         output = self._low_level_execute_command(COMMAND, in_data=program(run, desired))
         result.update(answer(output))
         if "parry" in result and not result.get("failed"):
@@ -111,16 +110,12 @@ class ActionModule(ActionBase):
         return data
 
 
-class Refused(AnsibleActionFail):
-    """A failure that is known before the firewall is asked."""
+class Refused(Exception):
+    """A failure that is known before the firewall is asked; code is the contract's."""
 
     def __init__(self, code, message):
         super().__init__(message)
         self.code = code
-        self.text = message
-
-    def result(self):
-        return {"failed": True, "msg": self.text, "parry": {"failure": self.code}}
 
 
 def number(args, key, default):

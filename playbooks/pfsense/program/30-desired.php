@@ -2,6 +2,7 @@
 /* The desired entries: text in, groups of sources out. One group is one rule: family, destination, protocol, port and interface in common. */
 
 const PARRY_PROTOCOLS = ['-', 'tcp', 'udp', 'tcp/udp', 'icmp', 'sctp', 'esp', 'gre', 'ah'];
+const PARRY_BYTES = "0123456789abcdefghijklmnopqrstuvwxyz:./ -\n";
 const PARRY_PORT_PROTOCOLS = ['tcp', 'udp', 'tcp/udp', 'sctp'];
 
 /**
@@ -73,6 +74,7 @@ function parry_overlaps(array $prefix, array $addresses): bool
 function parry_desired(string $text, array $firewall): array
 {
     $groups = $rejected = $known = $unsorted = [];
+    $clean = strspn($text, PARRY_BYTES) === strlen($text);
     $text = $text === '' ? [] : explode("\n", $text);
     if ($text && end($text) === '') {
         array_pop($text);
@@ -83,7 +85,7 @@ function parry_desired(string $text, array $firewall): array
         $first = strpos($line, ' ');
         $last = (int)strrpos($line, ' ');
         $expires = substr($line, $last + 1);
-        if (!$first || $last <= $first || ($expires !== '-' && !ctype_digit($expires))) {
+        if (!$first || $last <= $first || (!$clean && strspn($line, PARRY_BYTES) !== strlen($line)) || ($expires !== '-' && !ctype_digit($expires))) {
             $rejected[] = ['line' => $i + 1, 'code' => 'malformed'];
             continue;
         }

@@ -61,16 +61,20 @@ function parry_loaded_rules(array $real): array
     return $rules;
 }
 
-/** @return list<string> the entries that pf holds in a rule's table, sorted bytewise, without the placeholder */
+/** @return list<string> the entries that pf holds in a rule's table, in pf's order, without the placeholder */
 function parry_loaded_table(string $id): array
 {
     $shown = (string)shell_exec('/sbin/pfctl -t ' . parry_alias($id) . ' -T show 2>/dev/null');
-    if ($shown === '') {
+    if (trim($shown) === '') {
         return [];
     }
     $entries = explode("\n", rtrim(str_replace([' ', "\t"], '', $shown), "\n"));
-    sort($entries, SORT_STRING);
-    return count($entries) <= 2 ? array_values(array_diff($entries, PARRY_NOBODY, [''])) : $entries;
+    foreach (PARRY_NOBODY as $nobody) {
+        if (($at = array_search($nobody, $entries, true)) !== false) {
+            array_splice($entries, $at, 1);
+        }
+    }
+    return $entries;
 }
 
 /** What is in force: the rules that stand, with what their tables hold. */
@@ -87,11 +91,15 @@ function parry_loaded(array $real): array
 function parry_proof(array $groups): array
 {
     $filled = array_filter($groups, fn($group) => $group['sources']);
-    if (count($filled) === 1) {         /* already sorted, and a blank sorts before all that an address can go on with */
+    if (count($filled) === 1) {         /* a blank sorts before all that an address can go on with, so sources sort as lines do */
         $group = reset($filled);
+        $sources = $group['sources'];
+        if (!isset($group['sorted'])) {
+            sort($sources, SORT_STRING);
+        }
         $end = ' ' . parry_columns($group) . "\n";
-        $text = implode($end, $group['sources']) . $end;
-        $count = count($group['sources']);
+        $text = implode($end, $sources) . $end;
+        $count = count($sources);
     } else {
         $lines = parry_lines($filled);
         $text = $lines ? implode("\n", $lines) . "\n" : '';
@@ -114,22 +122,15 @@ function parry_lines(array $groups): array
     return $lines;
 }
 
-/** @return array{list<string>,list<string>} what is only in $new, what is only in $old; both sorted bytewise, one pass */
+/** @return array{list<string>,list<string>} what is only in $new, what is only in $old; neither need be sorted */
 function parry_difference(array $old, array $new): array
 {
-    $added = $removed = [];
-    $i = $j = 0;
-    for ($n = count($new), $m = count($old); $i < $n && $j < $m;) {
-        if ($new[$i] === $old[$j]) {
-            $i++;
-            $j++;
-        } elseif (strcmp($new[$i], $old[$j]) < 0) {
-            $added[] = $new[$i++];
-        } else {
-            $removed[] = $old[$j++];
-        }
+    if ($old === $new) {
+        return [[], []];
     }
-    return [array_merge($added, array_slice($new, $i)), array_merge($removed, array_slice($old, $j))];
+    $old = array_flip($old);
+    $new = array_flip($new);
+    return [array_keys(array_diff_key($new, $old)), array_keys(array_diff_key($old, $new))];
 }
 
 /** The text of a rule's table file; never empty. */
@@ -141,7 +142,19 @@ function parry_table_text(array $group): string
 /** Makes the running table equal to its file, without a reload (as rc.update_urltables does). Returns pf's complaint, '' when it took it. */
 function parry_replace_table(string $id): string
 {
-    exec('/sbin/pfctl -q -t ' . parry_alias($id) . ' -T replace -f ' . escapeshellarg(parry_table_path($id)) . ' 2>&1', $out, $status);
+    return parry_table_command($id, 'replace -f ' . escapeshellarg(parry_table_path($id)));
+}
+
+/** Takes a few entries in and out of a running table: pfctl needs far longer to read a file of 100,000 than to make one change. */
+function parry_edit_table(string $id, array $in, array $out): string
+{
+    $complaint = $in ? parry_table_command($id, 'add ' . implode(' ', array_map('escapeshellarg', $in))) : '';
+    return $complaint === '' && $out ? parry_table_command($id, 'delete ' . implode(' ', array_map('escapeshellarg', $out))) : $complaint;
+}
+
+function parry_table_command(string $id, string $command): string
+{
+    exec('/sbin/pfctl -q -t ' . parry_alias($id) . " -T {$command} 2>&1", $out, $status);
     return $status === 0 ? '' : (trim(implode(' ', $out)) ?: "pfctl ended with status {$status}");
 }
 

@@ -1,8 +1,9 @@
 <?php
 /* The three things a run can be asked for: apply, verify, flush. */
 
-const PARRY_LOCK_SECONDS = 20;
+const PARRY_LOCK_SECONDS = ['apply' => 20, 'verify' => 20, 'flush' => 5];
 const PARRY_INERT_SECONDS = 86400;
+const PARRY_FEW = 256;         /* entries that are changed in a table one by one */
 
 /**
  * @param array{mode: string, check: bool, diff: bool, controller: string, epoch: int, revision: int, run_id: string, adopt: bool,
@@ -14,12 +15,12 @@ function parry_main(array $run, string $desired): void
         parry_require_api();
         $lock = null;
         if (!$run['check']) {
-            $lock = try_lock('parry', PARRY_LOCK_SECONDS);      /* not 'config': write_config() takes that one itself */
+            $lock = try_lock('parry', PARRY_LOCK_SECONDS[$run['mode']]);      /* not 'config': write_config() takes that one itself */
             if (!$lock && $run['mode'] === 'flush') {
                 parry_flush_without_lock($run);
             }
             if (!$lock) {
-                throw new ParryFailure('busy', 'another parry run holds the firewall (' . PARRY_LOCK_SECONDS . ' s waited); try again');
+                throw new ParryFailure('busy', 'another parry run holds the firewall (' . PARRY_LOCK_SECONDS[$run['mode']] . ' s waited); try again');
             }
         }
         parry_fresh_config();
@@ -41,13 +42,13 @@ function parry_main(array $run, string $desired): void
 /** The answer's common part: the proof and who holds the firewall. */
 function parry_facts(array $run, array $state, array $loaded, array $more = []): array
 {
-    return parry_proof($loaded) + $more + ['added' => 0, 'removed' => 0, 'rejected' => [], 'capacity' => parry_capacity(), 'epoch' => $state['epoch'],
+    return parry_proof($loaded) + $more + ['added' => 0, 'removed' => 0, 'rejected' => [], 'epoch' => $state['epoch'],
         'controller' => $state['controller'], 'held' => $state['held'], 'run_id' => $run['run_id'], 'version' => parry_version()] + parry_identity();
 }
 
 function parry_verify(array $run, array $firewall): array
 {
-    $facts = parry_facts($run, parry_state_read(true), parry_loaded($firewall['real']));
+    $facts = parry_facts($run, parry_state_read(true), parry_loaded($firewall['real']), ['capacity' => parry_capacity()]);
     return ['changed' => false, 'msg' => "{$facts['count']} entries in force in {$facts['rules']} rules", 'parry' => $facts];
 }
 
@@ -83,7 +84,8 @@ function parry_apply(array $run, string $desired, array $firewall): array
 
     $loaded = parry_loaded($firewall['real']);
     $structure = parry_structure();
-    parry_limit($groups, $rejected, $run['max_rules'], parry_capacity(), $structure['rules'], array_map(fn($group) => $group['sources'], $loaded));
+    $capacity = parry_capacity();
+    parry_limit($groups, $rejected, $run['max_rules'], $capacity, $structure['rules'], array_map(fn($group) => $group['sources'], $loaded));
     $inert = parry_inert($groups, $structure, $state['empty'], $secondary ? PHP_INT_MAX : $run['max_rules']);
     $wanted = $groups + $inert;
     $state['empty'] = array_map(fn($group) => $group['since'], $inert);
@@ -95,7 +97,7 @@ function parry_apply(array $run, string $desired, array $firewall): array
     [$added, $removed] = parry_changes($loaded, $wanted);
     $changed = $plan['changed'] || $reload || $files || $added || $removed;
     array_multisort(array_column($rejected, 'line'), $rejected);
-    $counts = ['added' => count($added), 'removed' => count($removed), 'rejected' => $rejected];
+    $counts = ['added' => count($added), 'removed' => count($removed), 'rejected' => $rejected, 'capacity' => $capacity];
     $diff = $run['diff'] ? ['diff' => parry_diff($loaded, $wanted, $added, $removed)] : [];
     if ($run['check']) {
         $facts = parry_facts($run, $known, $loaded, $counts);
@@ -187,11 +189,8 @@ function parry_changes(array $loaded, array $wanted): array
     foreach ($wanted + $loaded as $id => $any) {
         $old = $loaded[$id]['sources'] ?? [];
         $new = $wanted[$id]['sources'] ?? [];
-        if ($old === $new) {
-            continue;
-        }
-        $group = ['sources' => [], 'lines' => [], 'id' => (string)$id] + $any;
         [$in, $out] = parry_difference($old, $new);
+        $group = ['sources' => [], 'lines' => [], 'id' => (string)$id] + $any;
         foreach ($in as $source) {
             $added[] = [$source, $group];
         }
@@ -246,18 +245,28 @@ function parry_restore_tables(array $undo): void
     }
 }
 
-/** Brings the running tables of the rules that stand to what is wanted and reads them back. */
+/**
+ * Brings the running tables of the rules that stand to what is wanted and reads each of them back. Few changes are made one by one; when pf
+ * does not show the wanted entries after that, or there are many, the table is replaced from its file.
+ */
 function parry_fill_tables(array $wanted, array $loaded): array
 {
-    foreach ($wanted as $id => $group) {
-        if (!isset($loaded[$id]) || $loaded[$id]['sources'] === $group['sources']) {
-            continue;
+    foreach (array_intersect_key($wanted, $loaded) as $id => $group) {
+        $id = (string)$id;
+        [$in, $out] = parry_difference($loaded[$id]['sources'], $group['sources']);
+        if (($in || $out) && count($in) + count($out) <= PARRY_FEW && parry_edit_table($id, $in, $out) === '') {
+            [$in, $out] = parry_difference($loaded[$id]['sources'] = parry_loaded_table($id), $group['sources']);
         }
-        $complaint = parry_replace_table((string)$id);
-        if ($complaint !== '') {
-            throw new ParryFailure('pf_refused', 'pf did not take the entries; the old ones are in force. pf said: ' . substr($complaint, 0, 300));
+        if ($in || $out) {
+            $complaint = parry_replace_table($id);
+            if ($complaint !== '') {
+                throw new ParryFailure('pf_refused', 'pf did not take the entries; the old ones are in force. pf said: ' . substr($complaint, 0, 300));
+            }
+            [$in, $out] = parry_difference($loaded[$id]['sources'] = parry_loaded_table($id), $group['sources']);
         }
-        $loaded[$id]['sources'] = parry_loaded_table((string)$id);
+        if (!$in && !$out) {
+            $loaded[$id] = ['sources' => $group['sources'], 'sorted' => true] + $loaded[$id];
+        }
     }
     return $loaded;
 }
@@ -300,7 +309,7 @@ function parry_flush(array $run, array $firewall): array
             $loaded = parry_loaded($firewall['real']);
         }
     }
-    $facts = parry_facts($run, $state, $loaded, ['removed' => count($removed)]);
+    $facts = parry_facts($run, $state, $loaded, ['removed' => count($removed), 'capacity' => parry_capacity()]);
     return ['changed' => (bool)$changed, 'msg' => ($run['check'] ? 'would remove ' : 'removed ') . "{$facts['removed']} entries; {$facts['count']} in force; held until adopted", 'parry' => $facts] + $diff;
 }
 

@@ -1,0 +1,204 @@
+package playbooks_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/parry/parry/internal/testenv"
+)
+
+// firewall is a lab firewall and the Ansible host's view of it: an inventory, and the bundle's playbooks run by real ansible-playbook.
+type firewall struct {
+	*testenv.Lab
+	t   *testing.T
+	dir string
+	run int
+}
+
+// answer is what the play's last task answered, with the exit status of ansible-playbook.
+type answer struct {
+	Status      int
+	Changed     bool
+	Failed      bool // by the exit status: the result itself does not say
+	Unreachable bool
+	Msg         string
+	Output      string // what ansible-playbook printed
+	Parry       struct {
+		SHA256       string
+		Count        int
+		Added        int
+		Removed      int
+		Rejected     []reject
+		Rules        int
+		Capacity     int
+		Epoch        int
+		Controller   string
+		Held         bool
+		MachineID    string `json:"machine_id"`
+		BootID       string `json:"boot_id"`
+		RunID        string `json:"run_id"`
+		StatesKilled int    `json:"states_killed"`
+		Failure      string
+	}
+}
+
+type reject struct {
+	Line int
+	Code string
+}
+
+type vars map[string]any
+
+func start(t *testing.T, version string) *firewall {
+	t.Helper()
+	if _, err := exec.LookPath("ansible-playbook"); err != nil {
+		t.Skip("ansible-playbook is not installed")
+	}
+	f := &firewall{Lab: testenv.StartLab(t, testenv.LabOptions{Name: "fw-a", Version: version}), t: t, dir: t.TempDir()}
+	f.write("inventory.json", f.json(map[string]any{"all": map[string]any{"hosts": map[string]any{f.Name: map[string]any{
+		"ansible_host": f.Addr.String(), "ansible_port": f.Port, "ansible_user": f.User, "ansible_ssh_private_key_file": f.KeyFile,
+		"ansible_ssh_common_args": "-o StrictHostKeyChecking=yes -o UserKnownHostsFile=" + f.KnownHosts,
+	}}}}))
+	return f
+}
+
+// play runs one of the bundle's playbooks with extra variables.
+func (f *firewall) play(book string, v vars, args ...string) answer {
+	f.t.Helper()
+	f.run++
+	results := filepath.Join(f.dir, fmt.Sprint("results", f.run))
+	argv := append([]string{"-i", filepath.Join(f.dir, "inventory.json"), filepath.Join("pfsense", book)}, args...)
+	if v != nil {
+		argv = append(argv, "-e", "@"+f.write(fmt.Sprint("vars", f.run, ".json"), f.json(v)))
+	}
+	cmd := exec.CommandContext(f.t.Context(), "ansible-playbook", argv...)
+	cmd.Env = append(os.Environ(), "ANSIBLE_CALLBACKS_ENABLED=tree", "ANSIBLE_CALLBACK_TREE_DIR="+results, "ANSIBLE_INVENTORY_ENABLED=yaml",
+		"ANSIBLE_LOCAL_TEMP="+filepath.Join(f.dir, "tmp"), "ANSIBLE_SSH_CONTROL_PATH_DIR="+filepath.Join(f.dir, "cp"), "ANSIBLE_NOCOLOR=1",
+		"ANSIBLE_SSH_ARGS=-o ControlMaster=no")
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		f.t.Fatalf("start ansible-playbook: %v", err)
+	}
+	a := answer{Status: cmd.ProcessState.ExitCode(), Output: string(out)}
+	b, err := os.ReadFile(filepath.Join(results, f.Name))
+	if err != nil {
+		f.t.Fatalf("%s answered nothing: %v\n%s", book, err, out)
+	}
+	if err := json.Unmarshal(b, &a); err != nil {
+		f.t.Fatalf("%s: %v in %s", book, err, b)
+	}
+	a.Failed, a.Unreachable = a.Status == 2, a.Status == 4
+	f.t.Logf("%s: %s", book, a.Msg)
+	return a
+}
+
+// apply converges to the entries, each "source destination protocol port interface"; the file is sorted as parry sends it.
+func (f *firewall) apply(entries []string, v vars, args ...string) answer {
+	f.t.Helper()
+	lines := slices.Sorted(slices.Values(entries))
+	for i := range lines {
+		lines[i] += " 1893456000\n"
+	}
+	return f.applyFile(strings.Join(lines, ""), v, args...)
+}
+
+func (f *firewall) applyFile(text string, v vars, args ...string) answer {
+	f.t.Helper()
+	all := vars{"parry_desired_file": f.write(fmt.Sprint("desired", f.run), text), "parry_controller": "test", "parry_run_id": fmt.Sprint("r-", f.run)}
+	for name, value := range v {
+		all[name] = value
+	}
+	return f.play("apply.yml", all, args...)
+}
+
+// mustApply is apply where a failure ends the test.
+func (f *firewall) mustApply(entries []string, v vars, args ...string) answer {
+	f.t.Helper()
+	a := f.apply(entries, v, args...)
+	if a.Failed || a.Status != 0 {
+		f.t.Fatalf("apply failed: %s %s", a.Parry.Failure, a.Msg)
+	}
+	return a
+}
+
+func (f *firewall) wantProof(a answer, entries ...string) {
+	f.t.Helper()
+	if got, want := a.Parry.SHA256, proof(entries); got != want || a.Parry.Count != len(entries) {
+		f.t.Errorf("proof %s over %d entries, want %s over %d", got, a.Parry.Count, want, len(entries))
+	}
+}
+
+func (f *firewall) wantFailure(a answer, code string) {
+	f.t.Helper()
+	if !a.Failed || a.Parry.Failure != code {
+		f.t.Errorf("got failure %q (failed %t, exit status %d: %s), want %q", a.Parry.Failure, a.Failed, a.Status, a.Msg, code)
+	}
+}
+
+func wantRejects(t *testing.T, a answer, want ...reject) {
+	t.Helper()
+	if !slices.Equal(a.Parry.Rejected, want) {
+		t.Errorf("rejected %v, want %v", a.Parry.Rejected, want)
+	}
+}
+
+// entries that pf holds in parry's tables, whatever the rules say.
+func (f *firewall) tableEntries() []string {
+	f.t.Helper()
+	var all []string
+	for name, entries := range f.Tables() {
+		if strings.HasPrefix(name, "parry_") {
+			all = append(all, entries...)
+		}
+	}
+	slices.Sort(all)
+	return slices.DeleteFunc(all, func(e string) bool { return e == "255.255.255.255" || e == "ff00::" })
+}
+
+// ourRules are parry's rules as pf has them loaded.
+func (f *firewall) ourRules() []string {
+	f.t.Helper()
+	return slices.DeleteFunc(strings.Split(f.Rules(), "\n"), func(r string) bool { return !strings.Contains(r, "<parry_") })
+}
+
+// structure is config.xml without its revision, which every save changes.
+func (f *firewall) structure() string {
+	f.t.Helper()
+	return regexp.MustCompile(`(?s)<revision>.*?</revision>`).ReplaceAllString(f.Config(), "")
+}
+
+func (f *firewall) write(name, text string) string {
+	f.t.Helper()
+	path := filepath.Join(f.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+	return path
+}
+
+func (f *firewall) json(v any) string {
+	f.t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// proof is the hash that the contract names: over the sorted lines of five columns.
+func proof(entries []string) string {
+	h := sha256.New()
+	for _, e := range slices.Sorted(slices.Values(entries)) {
+		fmt.Fprintf(h, "%s\n", e)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}

@@ -1,0 +1,285 @@
+package playbooks_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestApply_pfRefusesAndEverythingIsAsBefore(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"2.7.2", "2.8", "2.9"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, version)
+			f.mustApply(mixed, nil)
+			config, rules, tables := f.Config(), f.Rules(), fmt.Sprint(f.Tables())
+			files := f.SSH("cd /var/db/aliastables; cksum *")
+			f.Fault("pf-refuse")
+			a := f.apply(append([]string{"203.0.113.99 - gre - wan", "203.0.113.98 - - - wan"}, mixed...), nil)
+			f.Fault("off")
+			f.wantFailure(a, "pf_refused")
+			if f.Config() != config {
+				t.Error("config.xml changed")
+			}
+			if f.Rules() != rules || fmt.Sprint(f.Tables()) != tables {
+				t.Errorf("loaded rules or tables changed: %v, were %v", f.Tables(), tables)
+			}
+			if got := f.SSH("cd /var/db/aliastables; cksum *"); got != files {
+				t.Errorf("table files changed:\n%s", got)
+			}
+			f.wantProof(f.play("verify.yml", nil), mixed...)
+		})
+	}
+}
+
+func TestApply_rejectsBadEntriesOneByOne(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	var good []string
+	for i := range 99 {
+		good = append(good, fmt.Sprintf("203.0.113.%d - - - wan", i+100))
+	}
+	a := f.apply(append([]string{"203.0.113.1 - - 22 wan"}, good...), nil) // a port without a protocol
+	f.wantProof(a, good...)
+	wantRejects(t, a, reject{1, "malformed"})
+
+	a = f.applyFile(strings.Join([]string{
+		"010.0.0.1 - - - wan -",                     // octal
+		"127.0.0.0/8 - - - wan -",                   // where the controller comes from
+		"198.18.0.1 - - - wan -",                    // the gateway
+		"198.18.0.10 - - - wan -",                   // own virtual address
+		"198.18.0.53 - - - wan -",                   // the resolver
+		"198.18.0.0/16 - - - wan -",                 // holds all of them
+		"203.0.113.1 198.18.0.10 tcp 443 wan -",     // own address
+		"203.0.113.1 198.51.100.1/24 tcp 443 wan -", // host bits
+		"203.0.113.1 2001:db8::1 tcp 443 wan -",
+		"203.0.113.1 - - - opt9 -",
+		"203.0.113.1 - - - - -",
+		"203.0.113.1 - ospf - wan -",
+		"203.0.113.1 - icmp 8 wan -",
+		"203.0.113.1 - tcp 65536 wan -",
+		"203.0.113.1 - tcp 022 wan -",
+		"203.0.113.1/32 - - - wan -",
+		"203.0.113.1 - - - wan",
+		"203.0.113.1 - - - wan soon",
+		"255.255.255.255 - - - wan -",
+		"2001:2:0:1::1 - - - wan -",
+		"2001:DB8::1 - - - wan -",
+		"203.0.113.5 - - - wan -",
+		"",
+		"",
+	}, "\n"), nil)
+	f.wantProof(a, "203.0.113.5 - - - wan")
+	var codes []string
+	for i, r := range a.Parry.Rejected {
+		if want := i + 1; r.Line != want && r.Line != 23 {
+			t.Errorf("reject %d names line %d", want, r.Line)
+		}
+		codes = append(codes, r.Code)
+	}
+	want := "malformed source_protected source_protected source_protected source_protected source_protected destination_is_firewall malformed family_mismatch " +
+		"unknown_interface unknown_interface unsupported_protocol malformed malformed malformed malformed malformed malformed malformed source_protected malformed malformed"
+	if got := strings.Join(codes, " "); got != want {
+		t.Errorf("codes\n%s, want\n%s", got, want)
+	}
+}
+
+func TestApply_hostileLinesActOnNothing(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	canary := filepath.Join(f.dir, "canary")
+	f.mustApply([]string{"203.0.113.5 - - - wan"}, nil)
+	before := f.structure()
+	hostile := []string{
+		"{{ lookup('pipe', 'touch " + canary + "') }} - - - wan -",
+		"$(touch${IFS}/tmp/canary) - - - wan -",
+		"203.0.113.6 - - - wan;touch${IFS}/tmp/canary -",
+		"203.0.113.6 - - - `touch${IFS}/tmp/canary` -",
+		"PARRYEND); touch('/tmp/canary'); parry_main([ - - - wan -",
+		"PARRYEND",
+		"'.touch('/tmp/canary').' - - - wan -",
+		"203.0.113.6 - - - </interface><x>wan -",
+		"203.0.113.6 - tcp\r - wan -",
+		"203.0.113.6\x00 - - - wan -",
+		"\xff\xfe - - - wan -",
+		"203.0.113.5 - - - wan -",
+	}
+	a := f.applyFile(strings.Join(hostile, "\n")+"\n", nil)
+	f.wantProof(a, "203.0.113.5 - - - wan")
+	if a.Failed || len(a.Parry.Rejected) != len(hostile)-1 {
+		t.Errorf("%s; rejected %v", a.Msg, a.Parry.Rejected)
+	}
+	if f.structure() != before {
+		t.Error("config.xml changed")
+	}
+	for _, path := range []string{canary, filepath.Join(f.Root, "tmp/canary"), filepath.Join(f.Root, "root/canary")} {
+		if _, err := os.Stat(path); err == nil {
+			t.Errorf("%s was made", path)
+		}
+	}
+	for name, v := range map[string]vars{
+		"controller": {"parry_controller": map[string]string{"__ansible_unsafe": "{{ lookup('pipe', 'touch " + canary + "') }}"}},
+		"run id":     {"parry_run_id": "x'; touch /tmp/canary; '"},
+		"epoch":      {"parry_epoch": -1},
+	} {
+		if a := f.apply(nil, v); !a.Failed {
+			t.Errorf("a hostile %s was taken", name)
+		}
+	}
+	if _, err := os.Stat(canary); err == nil {
+		t.Error("a variable was evaluated")
+	}
+}
+
+func TestApply_badDesiredFileIsNamed(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, nil)
+	f.wantFailure(f.applyFile("203.0.113.5 - - - wan -", nil), "bad_desired") // cut off
+	f.wantFailure(f.apply(nil, vars{"parry_desired_file": "/nonexistent"}), "bad_desired")
+	f.wantFailure(f.apply(nil, vars{"parry_desired_file": "desired"}), "bad_desired")
+	f.wantProof(f.play("verify.yml", nil), mixed...)
+}
+
+func TestApply_limits(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply([]string{"203.0.113.1 198.51.100.9 - - wan"}, nil)
+	var want []reject
+	entries := []string{"203.0.113.1 198.51.100.9 - - wan"} // in force, so it keeps its place
+	for i := range 5 {
+		entries = append(entries, fmt.Sprintf("203.0.113.1 198.51.100.%d - - wan", i))
+	}
+	a := f.mustApply(entries, vars{"parry_max_rules": 3})
+	if a.Parry.Count != 3 || a.Parry.Rules != 3 || len(a.Parry.Rejected) != 3 {
+		t.Errorf("%d entries, %d rules, rejected %v", a.Parry.Count, a.Parry.Rules, a.Parry.Rejected)
+	}
+	for _, r := range a.Parry.Rejected {
+		if r.Code != "max_rules" || r.Line == 6 {
+			t.Errorf("rejected %+v", r)
+		}
+	}
+
+	f.SSH("sed -i 's/^table-entries .*/table-entries 20/' /.lab/pf/limits")
+	entries = nil
+	for i := range 20 {
+		entries = append(entries, fmt.Sprintf("203.0.113.%d - - - wan", i+100))
+	}
+	a = f.apply(entries, nil, "--check")
+	if a.Parry.Capacity >= 10 || len(a.Parry.Rejected) != 20-a.Parry.Capacity {
+		t.Errorf("capacity %d, rejected %v", a.Parry.Capacity, a.Parry.Rejected)
+	}
+	for i := a.Parry.Capacity; i < 20; i++ {
+		want = append(want, reject{i + 1, "capacity"})
+	}
+	wantRejects(t, a, want...)
+}
+
+func TestApply_fencing(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	one, two := mixed[:3], mixed[3:5]
+	f.mustApply(one, vars{"parry_epoch": 5})
+	a := f.apply(two, vars{"parry_epoch": 4})
+	f.wantFailure(a, "stale_epoch")
+	if a.Parry.Epoch != 5 {
+		t.Errorf("the failure names epoch %d, want 5", a.Parry.Epoch)
+	}
+	a = f.apply(two, vars{"parry_epoch": 9, "parry_controller": "other"})
+	f.wantFailure(a, "foreign_controller")
+	if a.Parry.Controller != "test" {
+		t.Errorf("the failure names controller %q", a.Parry.Controller)
+	}
+	f.wantProof(f.play("verify.yml", nil), one...)
+	a = f.mustApply(two, vars{"parry_epoch": 1, "parry_controller": "other", "parry_adopt": true})
+	f.wantProof(a, two...)
+	f.wantFailure(f.apply(one, vars{"parry_epoch": 6}), "foreign_controller")
+}
+
+func TestFlush_emptiesAndHoldsUntilAdopted(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"2.7.2", "2.8", "2.9"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, version)
+			f.GUISave() // pfSense writes the file in its own way
+			before := f.structure()
+			f.mustApply(mixed, nil)
+			if a := f.play("flush.yml", nil, "--check"); !a.Changed || a.Parry.Removed != len(mixed) || len(f.ourRules()) == 0 {
+				t.Errorf("flush in check mode: %+v", a)
+			}
+			a := f.play("flush.yml", nil)
+			f.wantProof(a)
+			if a.Failed || !a.Changed || a.Parry.Removed != len(mixed) || !a.Parry.Held {
+				t.Errorf("flush answered %+v", a)
+			}
+			if len(f.ourRules())+len(f.tableEntries()) != 0 || strings.Contains(f.structure(), "parry_") {
+				t.Error("something of parry's is left")
+			}
+			if got := f.structure(); got != before {
+				t.Errorf("the configuration is not what it was before parry came:\n%s", got)
+			}
+			if a := f.play("flush.yml", nil); a.Failed || a.Changed {
+				t.Errorf("second flush: %+v", a)
+			}
+			f.wantFailure(f.apply(mixed, nil), "flushed")
+			a = f.mustApply(mixed, vars{"parry_adopt": true})
+			f.wantProof(a, mixed...)
+			if a = f.mustApply(mixed, nil); a.Changed {
+				t.Error("after the adoption a plain run changed something")
+			}
+		})
+	}
+}
+
+func TestFlush_worksWhileARunHangs(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, nil)
+	f.SSH("(flock -o 9 && exec sleep 60) 9>/tmp/parry.lock >/dev/null 2>&1 & echo $! >/tmp/holder; until ! flock -n /tmp/parry.lock true; do :; done")
+	f.wantFailure(f.play("flush.yml", nil), "busy")
+	if left := f.tableEntries(); len(left) != 0 {
+		t.Errorf("tables hold %v", left)
+	}
+	f.wantProof(f.play("verify.yml", nil, "--check")) // takes no lock
+	f.SSH("kill $(cat /tmp/holder)")
+	f.wantFailure(f.apply(mixed, nil), "flushed")
+}
+
+func TestRun_anUnreachableFirewallIsUnreachable(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.Stop()
+	if a := f.play("verify.yml", nil); !a.Unreachable || a.Status != 4 {
+		t.Errorf("answered %+v", a)
+	}
+}
+
+func TestRun_brokenPHPIsAFailureAndNotALostConnection(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]string{
+		"a fatal error in pfSense's code": `echo '<?php no_such_function();' > /etc/inc/shaper.inc`,
+		"die() in pfSense's code":         `echo '<?php echo "sorry"; die("Config.xml is corrupted");' > /etc/inc/shaper.inc`,
+		"an exception":                    `echo '<?php throw new Exception("x");' > /etc/inc/shaper.inc`,
+		"noise":                           `echo '<?php echo "Warning: PARRY-ANSWER {}\n";' > /etc/inc/shaper.inc`,
+		"no PHP at all":                   `rm /usr/local/bin/php`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, "2.7.2")
+			f.SSH(damage)
+			a := f.play("verify.yml", nil)
+			if name == "noise" {
+				f.wantProof(a)
+				return
+			}
+			f.wantFailure(a, "internal")
+			if a.Unreachable {
+				t.Error("told as unreachable")
+			}
+		})
+	}
+}

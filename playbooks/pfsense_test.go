@@ -1,0 +1,360 @@
+package playbooks_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var mixed = []string{
+	"192.0.2.0/25 - - - opt1",
+	"2001:db8:9::/64 - - - wan",
+	"2001:db8:9::5 2001:db8:1::10 udp 53 wan",
+	"203.0.113.10 - - - wan",
+	"203.0.113.11 - - - wan",
+	"203.0.113.7 198.51.100.77 tcp 22 wan",
+	"203.0.113.7 198.51.100.0/24 icmp - wan",
+	"203.0.113.9 - tcp/udp 53 lan",
+}
+
+func TestApply_provesEveryKindOfEntryAndRestsOnTheSecondRun(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"2.7.2", "2.8", "2.9"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, version)
+			a := f.mustApply(mixed, vars{"parry_epoch": 3})
+			f.wantProof(a, mixed...)
+			if !a.Changed || a.Parry.Added != len(mixed) || a.Parry.Rules != 7 || a.Parry.Epoch != 3 || a.Parry.Controller != "test" || a.Parry.RunID != "r-0" {
+				t.Errorf("first run answered %+v", a)
+			}
+			if a.Parry.MachineID == "" || a.Parry.BootID == "" || a.Parry.Capacity < 100_000 {
+				t.Errorf("machine %q, boot %q, capacity %d", a.Parry.MachineID, a.Parry.BootID, a.Parry.Capacity)
+			}
+			config := f.Config()
+			a = f.mustApply(mixed, vars{"parry_epoch": 3})
+			f.wantProof(a, mixed...)
+			if a.Changed || a.Parry.Added+a.Parry.Removed != 0 {
+				t.Errorf("second run changed something: %+v", a)
+			}
+			if f.Config() != config {
+				t.Error("second run wrote config.xml")
+			}
+			a = f.play("verify.yml", nil)
+			f.wantProof(a, mixed...)
+			if a.Changed || a.Parry.Epoch != 3 || a.Parry.Controller != "test" {
+				t.Errorf("verify answered %+v", a)
+			}
+		})
+	}
+}
+
+func TestApply_rulesStandFirstAndMatchExactly(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, vars{"pfsense_log": true, "pfsense_action": "reject"})
+	rules := strings.Join(f.ourRules(), "\n")
+	for _, want := range []string{
+		"block return in log quick on em0 reply-to (em0 198.18.0.1) inet proto tcp from <parry_",
+		"to 198.51.100.77 port = 22 ",
+		"on em1 inet proto udp from",
+		"inet6 proto udp from",
+		"to 198.51.100.0/24 ",
+	} {
+		if !strings.Contains(rules, want) {
+			t.Errorf("no rule has %q in\n%s", want, rules)
+		}
+	}
+	if strings.Contains(rules, "flags") {
+		t.Errorf("a rule looks at tcp flags:\n%s", rules)
+	}
+	config := f.Config()
+	if first := strings.Index(config, "<filter>"); !strings.HasPrefix(strings.TrimSpace(strings.SplitN(config[first:], "<descr>", 2)[1]), "<![CDATA[parry:") {
+		t.Error("the first rule of the configuration is not parry's")
+	}
+	if !strings.Contains(config, "<username><![CDATA[parry]]>") || strings.Contains(config, "-NoReMoTeBaCkUp") {
+		t.Error("rules do not say who made them, or the revision keeps the backup mark")
+	}
+}
+
+func TestApply_separatorsKeepTheirPlace(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.GUISave() // pfSense writes the file in its own way
+	before := f.structure()
+	f.mustApply(mixed, nil)
+	if f.structure() == before {
+		t.Fatal("the configuration did not change")
+	}
+	f.mustApply(nil, vars{"parry_max_rules": 0})
+	after := f.structure()
+	if got, want := separators(after), separators(before); !slices.Equal(got, want) {
+		t.Errorf("separators at %v after parry's rules came and went, want %v", got, want)
+	}
+}
+
+func separators(config string) []string {
+	var rows []string
+	for _, part := range strings.Split(config, "<row>")[1:] {
+		rows = append(rows, strings.SplitN(part, "</row>", 2)[0])
+	}
+	return rows
+}
+
+func TestApply_membershipChangeWritesNoConfiguration(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, nil)
+	config := f.Config()
+	next := append([]string{"203.0.113.12 - - - wan"}, mixed[:3]...)
+	a := f.mustApply(next, nil)
+	f.wantProof(a, next...)
+	if a.Parry.Added != 1 || a.Parry.Removed != 5 {
+		t.Errorf("added %d, removed %d", a.Parry.Added, a.Parry.Removed)
+	}
+	if f.Config() != config {
+		t.Error("a change of members wrote config.xml")
+	}
+}
+
+func TestApply_emptyRuleStaysInertForADay(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, nil)
+	config, rules := f.Config(), len(f.ourRules())
+	a := f.mustApply(nil, nil)
+	f.wantProof(a)
+	if !a.Changed || a.Parry.Removed != len(mixed) || len(f.ourRules()) != rules || f.Config() != config || len(f.tableEntries()) != 0 {
+		t.Errorf("emptied: changed %t, %d removed, %d rules of %d, tables hold %v", a.Changed, a.Parry.Removed, len(f.ourRules()), rules, f.tableEntries())
+	}
+	f.SSH("/etc/rc.filter_configure_sync") // an empty file would cost the rule its place here
+	if len(f.ourRules()) != rules {
+		t.Errorf("%d of %d rules after a reload", len(f.ourRules()), rules)
+	}
+	if a := f.mustApply(nil, nil); a.Changed {
+		t.Error("nothing to do, yet changed")
+	}
+	f.ageEmptyRules(25 * time.Hour)
+	a = f.mustApply(nil, nil)
+	f.wantProof(a)
+	if !a.Changed || len(f.ourRules()) != 0 || strings.Contains(f.Config(), "<address>parry_") {
+		t.Errorf("after a day: changed %t, rules %v", a.Changed, f.ourRules())
+	}
+	if left, _ := filepath.Glob(filepath.Join(f.Root, "var/db/aliastables/parry_*")); len(left) != 0 {
+		t.Errorf("table files left: %v", left)
+	}
+}
+
+// ageEmptyRules moves the times since which rules have been empty into the past.
+func (f *firewall) ageEmptyRules(by time.Duration) {
+	f.t.Helper()
+	path := filepath.Join(f.Root, "cf/conf/parry.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var state map[string]any
+	if err := json.Unmarshal(b, &state); err != nil {
+		f.t.Fatal(err)
+	}
+	for id, since := range state["empty"].(map[string]any) {
+		state["empty"].(map[string]any)[id] = since.(float64) - by.Seconds()
+	}
+	if err := os.WriteFile(path, []byte(f.json(state)), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func TestApply_checkShowsTheDiffAndChangesNothing(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, nil)
+	before := f.snapshot()
+	next := append([]string{"203.0.113.99 - gre - wan"}, mixed[1:]...)
+	a := f.mustApply(next, vars{"parry_epoch": 9}, "--check", "--diff")
+	if !a.Changed || a.Parry.Added != 1 || a.Parry.Removed != 1 {
+		t.Errorf("check answered %+v", a)
+	}
+	for _, want := range []string{"\n-" + mixed[0] + "\n", "\n+203.0.113.99 - gre - wan\n", "\n " + mixed[7] + "\n"} {
+		if !strings.Contains(a.Output, want) {
+			t.Errorf("the diff does not show %q:\n%s", want, a.Output)
+		}
+	}
+	if after := f.snapshot(); after != before {
+		t.Errorf("check mode changed the firewall:\n%s\nwas\n%s", after, before)
+	}
+	if a := f.mustApply(mixed, nil, "--check"); a.Changed {
+		t.Error("check of what is in force says changed")
+	}
+}
+
+// snapshot is all that a run may change: configuration, state file, table files, loaded rules and tables.
+func (f *firewall) snapshot() string {
+	f.t.Helper()
+	files := f.SSH("cd /; cksum cf/conf/config.xml cf/conf/parry.json cf/conf/backup/* var/db/aliastables/*")
+	return fmt.Sprint(files, f.Rules(), f.Tables())
+}
+
+func TestApply_aGUISaveInBetweenLosesAndDuplicatesNothing(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"2.7.2", "2.8", "2.9"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, version)
+			f.mustApply(mixed, nil)
+			rules := len(f.ourRules())
+			f.GUISave()
+			a := f.mustApply(mixed, nil)
+			f.wantProof(a, mixed...)
+			if a.Changed || len(f.ourRules()) != rules {
+				t.Errorf("changed %t, %d rules, want %d", a.Changed, len(f.ourRules()), rules)
+			}
+			// a pass rule on top of ours would win: ours go first again, his stays
+			f.GUISave("floating=Admin")
+			a = f.mustApply(mixed, nil)
+			f.wantProof(a, mixed...)
+			loaded := f.Rules()
+			if !a.Changed || strings.Index(loaded, "<parry_") > strings.Index(loaded, "Admin") || strings.Count(f.Config(), "CDATA[Admin]") != 1 || len(f.ourRules()) != rules {
+				t.Errorf("changed %t; loaded:\n%s", a.Changed, loaded)
+			}
+		})
+	}
+}
+
+func TestApply_doesNotTrustAStaleConfigCache(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.GUISave() // the cache is warm
+	f.SSH(`sed -i 's|<hostname>.*</hostname>|<hostname>by-hand</hostname>|' /cf/conf/config.xml`)
+	f.mustApply(mixed, nil)
+	if !strings.Contains(f.Config(), "<hostname>by-hand</hostname>") {
+		t.Error("a change in config.xml was taken back from pfSense's cache")
+	}
+}
+
+func TestApply_repairsWhatSomebodyTookAway(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, nil)
+	for name, damage := range map[string]func(){
+		"an entry":                                 func() { f.SSH("for t in $(pfctl -sT | grep parry_); do pfctl -q -t $t -T flush; done") },
+		"a rule, in the web interface":             func() { f.GUISave("delete=" + f.tracker()) },
+		"a rule, disabled":                         func() { f.GUISave("disable=" + f.tracker()) },
+		"all, by a reboot with /var on a RAM disk": func() { f.Reboot(true) },
+	} {
+		damage()
+		if a := f.play("verify.yml", nil); a.Parry.SHA256 == proof(mixed) {
+			t.Errorf("%s is gone, yet verify sees all", name)
+		}
+		a := f.mustApply(mixed, nil)
+		f.wantProof(a, mixed...)
+		if !a.Changed {
+			t.Errorf("%s came back, yet changed is false", name)
+		}
+	}
+}
+
+// tracker of one of parry's rules.
+func (f *firewall) tracker() string {
+	f.t.Helper()
+	_, after, _ := strings.Cut(f.Config(), "<tracker>9")
+	number, _, _ := strings.Cut(after, "<")
+	return "9" + number
+}
+
+func TestVerify_countsNoEntryWhoseRuleWasNarrowed(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	entry := "203.0.113.7 - tcp 22 wan"
+	f.mustApply([]string{entry}, nil)
+	for _, edit := range []string{"s/port = 22/port = 23/", "s/quick //", "s/on em0/on em1/", "s/ from </ flags S\\/SA from </", "s/^block drop/pass/", "s/to any/to 198.51.100.1/"} {
+		f.SSH("cp /.lab/pf/rules /tmp/rules; sed -i '" + edit + "' /.lab/pf/rules")
+		if a := f.play("verify.yml", nil); a.Parry.Count != 0 {
+			t.Errorf("after %s the entry still counts", edit)
+		}
+		f.SSH("cp /tmp/rules /.lab/pf/rules")
+	}
+	f.wantProof(f.play("verify.yml", nil), entry)
+}
+
+func TestApply_killsOnlyTheStatesOfWhatIsNewlyBlocked(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply([]string{"203.0.113.1 - - - wan"}, nil)
+	for _, state := range []string{
+		"em0 tcp 203.0.113.1 1 198.51.100.1 22",  // blocked before
+		"em0 tcp 203.0.113.2 1 198.51.100.1 22",  // new, any
+		"em0 tcp 203.0.113.3 1 198.51.100.1 22",  // new, to that port
+		"em0 tcp 203.0.113.3 2 198.51.100.1 443", // the same source elsewhere
+		"em0 udp 203.0.113.4 1 198.51.100.2 53",  // new, to that destination
+		"em0 udp 203.0.113.4 1 198.51.100.3 53",
+		"em0 tcp 203.0.113.5 1 198.51.100.1 22", // nobody's business
+	} {
+		f.AddState(strings.Fields(state)[0], strings.Fields(state)[1], strings.Fields(state)[2], strings.Fields(state)[3], strings.Fields(state)[4], strings.Fields(state)[5])
+	}
+	next := []string{"203.0.113.1 - - - wan", "203.0.113.2 - - - wan", "203.0.113.3 - tcp 22 wan", "203.0.113.4 198.51.100.2 - - wan"}
+	a := f.mustApply(next, vars{"pfsense_kill_states": false})
+	if got := strings.Count(f.SSH("pfctl -ss"), "\n"); got != 7 || a.Parry.StatesKilled != 0 {
+		t.Errorf("%d states left with pfsense_kill_states off, want 7", got)
+	}
+	f.mustApply(next[:1], nil)
+	a = f.mustApply(next, nil)
+	f.wantProof(a, next...)
+	states := f.SSH("pfctl -ss")
+	for _, gone := range []string{"203.0.113.2:", "198.51.100.1:22 <- 203.0.113.3:", "198.51.100.2:53 <- 203.0.113.4:"} {
+		if strings.Contains(states, gone) {
+			t.Errorf("state %s is left in\n%s", gone, states)
+		}
+	}
+	if got := strings.Count(states, "\n"); got != 4 {
+		t.Errorf("%d states left, want 4:\n%s", got, states)
+	}
+}
+
+func TestApply_secondaryWritesEntriesAndNoStructure(t *testing.T) {
+	t.Parallel()
+	primary, secondary := start(t, "2.7.2"), start(t, "2.7.2")
+	role := vars{"pfsense_role": "secondary"}
+	before := secondary.Config()
+	secondary.wantFailure(secondary.apply(mixed, role), "structure_missing")
+	if secondary.Config() != before {
+		t.Fatal("a secondary wrote config.xml")
+	}
+	primary.mustApply(mixed, vars{"pfsense_role": "primary"})
+	secondary.sync(primary)
+	before = secondary.Config()
+	a := secondary.mustApply(mixed, role)
+	secondary.wantProof(a, mixed...)
+	a = secondary.mustApply(mixed[:2], role)
+	secondary.wantProof(a, mixed[:2]...)
+	if a = secondary.mustApply(mixed[:2], role); a.Changed {
+		t.Error("second run on the secondary changed something")
+	}
+	if secondary.Config() != before {
+		t.Error("a secondary wrote config.xml")
+	}
+}
+
+// sync plays pfSense's XMLRPC sync: aliases and filter go over as a whole, table files do not, and the ruleset is loaded.
+func (f *firewall) sync(primary *firewall) {
+	f.t.Helper()
+	config := f.Config()
+	for _, section := range []string{"aliases", "filter"} {
+		config = strings.Replace(config, xmlSection(config, section), xmlSection(primary.Config(), section), 1)
+	}
+	if err := os.WriteFile(filepath.Join(f.Root, "cf/conf/config.xml"), []byte(config), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+	f.SSH("rm -f /tmp/config.cache; /etc/rc.filter_configure_sync")
+}
+
+func xmlSection(config, name string) string {
+	// a package of the lab has a <filter> of its own further down; the firewall's is indented by one tab
+	i, j := strings.Index(config, "\n\t<"+name+">"), strings.Index(config, "\n\t</"+name+">")
+	return config[i : j+len(name)+5]
+}
