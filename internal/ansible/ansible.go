@@ -35,7 +35,7 @@ type Spec struct {
 	Bundle   bundle.Bundle
 	Kind     parry.RunKind  // RunVerify runs verify.yml, the others apply.yml
 	Vars     map[string]any // extra-vars: nil, bool, numbers, strings, lists and maps of these; strings are never templated
-	Desired  []byte         // the desired file's content; nil for none, and parry_desired_file is not set
+	Desired  []byte         // the desired file's content, empty but not nil for nothing blocked; none goes to a RunVerify
 	Check    bool           // ansible-playbook --check
 	Diff     bool           // ansible-playbook --diff
 	Deadline time.Duration  // 0: Options.Deadline

@@ -176,6 +176,9 @@ func killMarked(marker string) {
 // killOne holds the process by a descriptor while it looks again, so that a pid that was taken by another meanwhile is not hit.
 func killOne(pid int, marker string) {
 	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ENOSYS) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 	if err != nil {
 		return
 	}

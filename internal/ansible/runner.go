@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,7 +52,7 @@ type Options struct {
 type Runner struct {
 	stateDir, home, plugins string
 	playbookBin, invBin     string
-	inventory               string
+	inventory, ssh          string
 	knownHosts, keyFile     string
 	deadline, grace         time.Duration
 	limit                   int64
@@ -120,6 +121,9 @@ func (r *Runner) setPaths(o *Options) (err error) {
 	if r.invBin, err = lookPath(beside, "ansible-inventory"); err != nil {
 		return err
 	}
+	if r.ssh, err = lookPath("", "ssh"); err != nil {
+		return err
+	}
 	for _, p := range []struct {
 		what, path, or string
 		to             *string
@@ -172,6 +176,9 @@ func (r *Runner) Run(ctx context.Context, s Spec) (*Outcome, error) {
 	if !runIDRE.MatchString(string(s.RunID)) {
 		return nil, fmt.Errorf("run id %q", s.RunID)
 	}
+	if s.Kind == "" || s.Bundle.Dir == "" {
+		return nil, errors.New("run without a kind or a bundle")
+	}
 	r.setActive(s.RunID, true)
 	defer r.setActive(s.RunID, false)
 	dir := r.runDir(s.RunID)
@@ -181,7 +188,7 @@ func (r *Runner) Run(ctx context.Context, s Spec) (*Outcome, error) {
 	started := r.now()
 	o, err := r.run(ctx, &s, dir)
 	if err != nil {
-		return nil, fmt.Errorf("run %s on %s: %w", s.RunID, s.Host.Name, err)
+		return nil, errors.Join(fmt.Errorf("run %s on %s: %w", s.RunID, s.Host.Name, err), os.RemoveAll(dir))
 	}
 	o.Dir = dir
 	if err := r.writeResult(dir, &s, o, started); err != nil { // the outcome itself is not lost
@@ -223,12 +230,10 @@ func (r *Runner) run(ctx context.Context, s *Spec, dir string) (*Outcome, error)
 // writeInputs makes all that ansible-playbook reads besides the bundle.
 func (r *Runner) writeInputs(s *Spec, dir string, control []string) error {
 	vars := map[string]any{}
-	for k, v := range s.Vars {
-		vars[k] = v
-	}
+	maps.Copy(vars, s.Vars)
 	vars["parry_contract"], vars["parry_run_id"] = bundle.Contract, string(s.RunID)
 	delete(vars, "parry_desired_file")
-	if s.Desired != nil {
+	if s.Desired != nil && s.Kind != parry.RunVerify {
 		path := filepath.Join(dir, "desired.txt")
 		vars["parry_desired_file"] = path
 		if err := writeNew(path, s.Desired); err != nil {

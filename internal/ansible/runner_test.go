@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,7 +34,10 @@ type rig struct {
 func newRig(tb testing.TB, change ...func(*Options)) *rig {
 	tb.Helper()
 	sshd := testenv.StartSSHD(tb)
-	o := Options{StateDir: tb.TempDir(), KnownHosts: sshd.KnownHosts, Deadline: 30 * time.Second}
+	o := Options{
+		StateDir: tb.TempDir(), KnownHosts: sshd.KnownHosts, Deadline: 30 * time.Second,
+		PlaybookBin: os.Getenv("PARRY_TEST_PLAYBOOK_BIN"), // another Ansible than the installed one
+	}
 	for _, c := range change {
 		c(&o)
 	}
@@ -150,5 +155,52 @@ func TestRun_successComesWithTheFirewallsProof(t *testing.T) {
 	s.RunID, s.Kind, s.Desired = parry.NewRunID(time.Now()), parry.RunVerify, nil
 	if o = g.run(t, s); o.State != parry.RunSucceeded || o.Proof.SHA256 != want.SHA256 {
 		t.Errorf("verify: got %+v\n%s", o, o.LogTail)
+	}
+}
+
+func TestRun_hundredThousandEntries(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	var lines, keys strings.Builder
+	for i := range 100_000 {
+		key := fmt.Sprintf("10.%d.%d.%d - - - wan", i>>16, i>>8&255, i&255)
+		fmt.Fprintf(&lines, "%s 1790000000\n", key)
+		fmt.Fprintln(&keys, key)
+	}
+	o := g.run(t, g.spec(t, lines.String()))
+	if o.State != parry.RunSucceeded || o.Proof.Count != 100_000 || o.Proof.SHA256 != sum(keys.String()) {
+		t.Fatalf("got %+v\n%s", o, o.LogTail)
+	}
+	t.Logf("%s, %d MiB", o.Wall, o.MaxRSS>>20)
+}
+
+func TestRun_runsFromACheckedCopy(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	src := testBundle(t, nil)
+	root := filepath.Join(t.TempDir(), "bundles")
+	if err := os.CopyFS(filepath.Join(root, "firewall"), os.DirFS(src.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	lib, err := bundle.New(bundle.Options{Root: root, StateDir: g.stateDir, Check: g.Syntax})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := lib.Refresh(t.Context(), "firewall")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "firewall/apply.yml"), []byte("- hosts: all\n  tasks:\n    - no.such.module:\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := lib.Refresh(t.Context(), "firewall")
+	if err == nil || !strings.Contains(err.Error(), "no.such.module") || kept.Digest != b.Digest {
+		t.Errorf("got %s, %v", kept.Digest, err)
+	}
+	s := g.spec(t, "203.0.113.7 - - - wan -\n")
+	s.Bundle = kept
+	g.run(t, s).want(t, parry.RunSucceeded, "")
+	if again, err := lib.Get("firewall", b.Digest); err != nil || again.Dir != b.Dir {
+		t.Errorf("after a run: %v", err)
 	}
 }

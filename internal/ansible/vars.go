@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"strings"
@@ -75,7 +76,7 @@ func inert(v any, depth int) (any, error) {
 	return nil, fmt.Errorf("a %T cannot be passed", v)
 }
 
-// inventoryJSON makes the inventory of a run: the target and nothing else.
+// inventoryJSON makes the inventory of a run: the target and nothing else. Host.check has seen to it that no value can be a template.
 func inventoryJSON(h *Host) ([]byte, error) {
 	vars := map[string]any{
 		"ansible_connection": "ssh",
@@ -88,15 +89,7 @@ func inventoryJSON(h *Host) ([]byte, error) {
 	if h.KeyFile != "" {
 		vars["ansible_ssh_private_key_file"] = h.KeyFile
 	}
-	for k, v := range h.Vars {
-		vars[k] = v
-	}
-	for k, v := range vars {
-		var err error
-		if vars[k], err = inert(v, 2); err != nil {
-			return nil, fmt.Errorf("host %s: %s: %w", h.Name, k, err)
-		}
-	}
+	maps.Copy(vars, h.Vars)
 	return json.Marshal(map[string]any{"all": map[string]any{"hosts": map[string]any{h.Name: vars}}})
 }
 

@@ -280,7 +280,7 @@ func (m *master) run(ctx context.Context, r *Runner) {
 // once starts ssh and returns when it ended, with why.
 func (m *master) once(ctx context.Context, r *Runner) error {
 	_ = os.Remove(m.path) // of a parry that was killed
-	cmd := exec.Command("/usr/bin/ssh", m.args...)
+	cmd := exec.Command(r.ssh, m.args...)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=" + fixedPath, "LANG=C.UTF-8", "HOME=" + r.home}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = time.Second

@@ -18,7 +18,7 @@ import (
 // Playbooks are the files that every bundle holds, besides bundle.yml.
 var Playbooks = [...]string{"apply.yml", "verify.yml", "flush.yml"}
 
-// Bundle is one checked, read-only copy of a bundle.
+// Bundle is one checked copy of a bundle, named by its content.
 type Bundle struct {
 	parry.BundleRef
 	Dir      string // absolute; holds Playbooks

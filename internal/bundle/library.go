@@ -149,7 +149,7 @@ func (l *Library) take(ctx context.Context, s *shelf, name, src string) (*Bundle
 		return b, nil
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		l.log.Warn("a copy of a bundle is damaged and is made again", "bundle", name, "digest", d, "err", err)
-		if err := removeTree(l.path(name, d)); err != nil {
+		if err := os.RemoveAll(l.path(name, d)); err != nil {
 			return nil, err
 		}
 	}
@@ -160,7 +160,7 @@ func (l *Library) take(ctx context.Context, s *shelf, name, src string) (*Bundle
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = removeTree(tmp) }()
+	defer func() { _ = os.RemoveAll(tmp) }()
 	if err := copyTree(src, tmp); err != nil {
 		return nil, err
 	}
@@ -179,7 +179,7 @@ func (l *Library) take(ctx context.Context, s *shelf, name, src string) (*Bundle
 	return l.load(s, name, d)
 }
 
-// seal makes a checked copy read-only and gives it its name.
+// seal notes where a checked copy comes from and gives it its name.
 func (l *Library) seal(ctx context.Context, tmp, src, name, d string) error {
 	note, err := json.Marshal(origin{Commit: gitCommit(ctx, src)})
 	if err != nil {
@@ -188,16 +188,10 @@ func (l *Library) seal(ctx context.Context, tmp, src, name, d string) error {
 	if err := replaceFile(l.path(name, d)+".json", note); err != nil {
 		return err
 	}
-	if err := chmodDirs(tmp, 0o555); err != nil {
+	if err := os.Chmod(tmp, 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod(tmp, 0o755); err != nil { // renaming a directory writes its ".."
-		return err
-	}
-	if err := os.Rename(tmp, l.path(name, d)); err != nil {
-		return err
-	}
-	return os.Chmod(l.path(name, d), 0o555)
+	return os.Rename(tmp, l.path(name, d))
 }
 
 // origin is what a copy's content does not tell, in DIGEST.json beside it.
@@ -333,7 +327,7 @@ func (l *Library) Prune(name string, pinned ...string) error {
 	for _, e := range entries {
 		d := e.Name()
 		if strings.HasPrefix(d, ".copy-") { // of a parry that was killed: ours would hold the shelf
-			_ = removeTree(l.path(name, d))
+			_ = os.RemoveAll(l.path(name, d))
 		}
 		if !e.IsDir() || !digestRE.MatchString(d) || slices.Contains(pinned, d) || s.now != nil && s.now.Digest == d {
 			continue
@@ -362,5 +356,5 @@ func (l *Library) remove(s *shelf, name, d string) error {
 		return nil // a run, perhaps an orphan, still uses it
 	}
 	delete(s.loaded, d)
-	return errors.Join(removeTree(l.path(name, d)), os.Remove(l.path(name, d)+".json"))
+	return errors.Join(os.RemoveAll(l.path(name, d)), os.Remove(l.path(name, d)+".json"))
 }

@@ -33,7 +33,6 @@ func newShop(t *testing.T) *shop {
 	t.Helper()
 	root, state := t.TempDir(), t.TempDir()
 	s := &shop{src: filepath.Join(root, "fw"), state: state}
-	t.Cleanup(func() { _ = removeTree(state) })
 	for name, text := range map[string]string{
 		"bundle.yml": manifest, "apply.yml": "[]\n", "verify.yml": "[]\n", "flush.yml": "[]\n", "roles/fw/tasks/main.yml": "[]\n",
 	} {

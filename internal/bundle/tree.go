@@ -103,7 +103,7 @@ func addHeader(h hash.Hash, rel string, info fs.FileInfo, size int) {
 	fmt.Fprintf(h, "%s %d %s\x00%d\x00", kind, len(rel), filepath.ToSlash(rel), size)
 }
 
-// copyTree copies a bundle into an empty directory. Files become read-only; directories are left to seal.
+// copyTree copies a bundle into an empty directory. Files become read-only. Directories do not: Python keeps compiled plugins there.
 func copyTree(from, to string) error {
 	return walk(from, func(rel string, info fs.FileInfo) error {
 		dst := filepath.Join(to, rel)
@@ -131,24 +131,6 @@ func copyFile(from, to string, mode os.FileMode) error {
 	}
 	_, err = io.Copy(dst, io.LimitReader(src, maxBytes))
 	return errors.Join(err, dst.Chmod(mode), dst.Sync(), dst.Close())
-}
-
-// chmodDirs sets the mode of every directory of a tree, the root included.
-func chmodDirs(root string, mode os.FileMode) error {
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return err
-		}
-		return os.Chmod(path, mode)
-	})
-}
-
-// removeTree removes a tree that may be read-only.
-func removeTree(root string) error {
-	if err := chmodDirs(root, 0o755); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.RemoveAll(root)
 }
 
 // replaceFile writes a file as a whole, durably, if it differs.
