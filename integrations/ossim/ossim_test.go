@@ -478,7 +478,7 @@ func TestCall_keepsHostileTextAsTextAndInert(t *testing.T) {
 		}
 		r.mustRun("--src-ip=203.0.113.7", "--event-id=$(id)\n../../x", "--plugin-id="+strings.Repeat("é", 5000))
 		last := r.untilAccepted(7)[6]
-		if strings.Trim(last.Key, "sid-0123456789abcdef") != "" {
+		if strings.Trim(last.Key, "sid-0123456789abcef") != "" {
 			r.Errorf("Idempotency-Key = %q", last.Key)
 		}
 		if got := len([]rune(last.Body.RuleID)); got != 256 {

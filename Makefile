@@ -1,0 +1,43 @@
+# Debian 12 or newer with Go; `scripts/setup` installs the rest. Lab and tests make namespaces and so need root: `sudo make test`.
+SHELL := /bin/bash
+GO ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+TOOL := $(GO) tool -modfile=tools/go.mod
+# The packages whose tests `make test` runs, and further flags: make test PKG=./internal/store TESTFLAGS='-run Put -v'
+PKG ?= ./...
+TESTFLAGS ?=
+BENCH ?= .
+BENCHFLAGS ?=
+
+.PHONY: build demo test bench lint generate check-generated clean help
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s "$$(printf '\t')"
+
+build: ## bin/parry
+	@scripts/setup build
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/parry ./cmd/parry
+
+demo: ## a minute's tour on a lab firewall; KEEP=1 leaves it up
+	@KEEP=$(KEEP) lab/demo/run
+
+test: ## all tests, with the race detector, on SQLite and PostgreSQL
+	@scripts/setup test
+	CI=1 $(GO) test -race -timeout 15m $(TESTFLAGS) $(PKG)
+
+bench: ## the figures: latency, durable accepts, the storm
+	@scripts/setup test
+	CI=1 $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m $(BENCHFLAGS) $(PKG)
+
+lint: ## gofmt, vet, golangci-lint (layers too), shellcheck, ansible-lint, yamllint
+	@scripts/setup test
+	scripts/lint
+
+generate: ## code that is made from other files
+	$(GO) generate ./...
+
+check-generated: ## fails when `make generate` would change something
+	scripts/check-generated
+
+clean:
+	rm -rf bin
