@@ -155,7 +155,7 @@ func Default() *Config {
 		Blocks: Blocks{
 			DefaultTTL:     Duration(4 * time.Hour),
 			MaxTTL:         Duration(30 * 24 * time.Hour),
-			MaxBlocks:      200_000,
+			MaxBlocks:      150_000,
 			BeyondMaxRules: "widen",
 			ExpirySlack:    Duration(10 * time.Second),
 			MinPrefixV4:    24,
