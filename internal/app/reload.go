@@ -1,0 +1,361 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/parry/parry/internal/ansible"
+	"github.com/parry/parry/internal/bundle"
+	"github.com/parry/parry/internal/config"
+	"github.com/parry/parry/internal/parry"
+)
+
+const (
+	surveyEvery = 30 * time.Second // bundles are looked at, and a lost inventory is asked for again
+	findEvery   = 5 * time.Minute
+	pruneEvery  = time.Hour
+	warmEvery   = time.Minute
+)
+
+// survey reads what lies outside the configuration: the inventory and the bundles. Nothing that is wrong there is fatal: firewalls of
+// which nothing is wrong go on, and the others' lanes, /readyz and the log tell.
+func (a *App) survey(ctx context.Context, cfg *config.Config) *state {
+	st := &state{cfg: cfg}
+	if len(cfg.Firewalls) > 0 {
+		if st.hosts, st.inventory = a.runner.LoadInventory(ctx); st.inventory != nil {
+			a.log.Error("read the inventory", "err", st.inventory)
+		}
+	}
+	st.fleet = cfg.Fleet(func(name string) string {
+		if h, ok := st.hosts[name]; ok && h.Addr.IsValid() {
+			return netip.AddrPortFrom(h.Addr, uint16(h.Port)).String()
+		}
+		return ""
+	})
+	st.manifests, st.bundles = a.readBundles(ctx, st.fleet)
+	return st
+}
+
+// readBundles refreshes every bundle that a firewall uses and holds the firewall's settings against it.
+func (a *App) readBundles(ctx context.Context, fleet *parry.Fleet) (map[string]bundle.Manifest, map[string]error) {
+	manifests, wrong := map[string]bundle.Manifest{}, map[string]error{}
+	for i := range fleet.Firewalls {
+		fw := &fleet.Firewalls[i]
+		b, err := a.library.Refresh(ctx, fw.Bundle)
+		if fw.Pin != "" {
+			b, err = a.library.Get(fw.Bundle, fw.Pin)
+		}
+		if b.Dir != "" {
+			manifests[fw.Name] = b.Manifest
+			err = errors.Join(err, b.Manifest.CheckSettings(fw.Settings))
+		}
+		if err != nil {
+			wrong[fw.Name] = err
+		}
+	}
+	return manifests, wrong
+}
+
+// settle brings the database and the never-block list up to a new state.
+func (a *App) settle(ctx context.Context, st *state) error {
+	if st.inventory == nil { // else the firewalls' digests are not known, and all would become dirty
+		if err := a.store.SyncFirewalls(ctx, st.fleet.Firewalls); err != nil {
+			return fmt.Errorf("list the firewalls in the database: %w", err)
+		}
+	}
+	a.policy.Replace(parry.ExemptConfig, st.cfg.Exempt())
+	if err := a.refreshExemptions(ctx, st); err != nil {
+		return err
+	}
+	ended, err := a.store.EndExempted(ctx, a.policy.All())
+	if err != nil {
+		return fmt.Errorf("end exempted blocks: %w", err)
+	}
+	if len(ended) > 0 {
+		a.log.Warn("live blocks were ended: exemptions overlap them", "blocks", len(ended), "first", string(ended[0]))
+	}
+	return nil
+}
+
+// refreshExemptions reads those of the API, which another replica may have changed, and finds the found ones anew. Those that are new end
+// the live blocks that they overlap.
+func (a *App) refreshExemptions(ctx context.Context, st *state) error {
+	api, err := a.store.Exemptions(ctx)
+	if err != nil {
+		return fmt.Errorf("read the exemptions: %w", err)
+	}
+	a.policy.Replace(parry.ExemptAPI, api)
+
+	tokens, err := a.store.Tokens(ctx)
+	if err != nil {
+		return fmt.Errorf("read the tokens: %w", err)
+	}
+	now, valid := a.now(), map[parry.TokenID]bool{}
+	for _, t := range tokens {
+		valid[t.ID] = t.RevokedAt.IsZero() && (t.ExpiresAt.IsZero() || now.Before(t.ExpiresAt))
+	}
+	callers, err := a.callers.list(func(id parry.TokenID) bool { return valid[id] })
+	if err != nil {
+		a.log.Warn("the callers' addresses are not kept for the next start", "err", err)
+	}
+	hosts := st.hosts
+	if st.inventory != nil {
+		if old := a.state.Load(); old != nil {
+			hosts = old.hosts
+		}
+	}
+	found := a.found.find(ctx, st.cfg, hosts, callers)
+
+	known := map[parry.ExemptionID]bool{}
+	for _, x := range a.policy.All() {
+		known[x.ID] = true
+	}
+	fresh := slices.DeleteFunc(slices.Clone(found), func(x parry.Exemption) bool { return known[x.ID] })
+	a.policy.Replace(parry.ExemptFound, found)
+	if len(fresh) == 0 {
+		return nil
+	}
+	for _, x := range fresh {
+		a.log.Debug("an exemption was found", "prefix", x.Prefix.String(), "why", x.Reason)
+	}
+	ended, err := a.store.EndExempted(ctx, fresh)
+	if err != nil {
+		return fmt.Errorf("end exempted blocks: %w", err)
+	}
+	if len(ended) > 0 {
+		a.log.Warn("live blocks were ended: found exemptions overlap them", "blocks", len(ended), "first", string(ended[0]))
+	}
+	return nil
+}
+
+// Reload reads the configuration, the inventory and the bundles again. A configuration that cannot be used changes nothing.
+func (a *App) Reload(ctx context.Context) error {
+	if a.o.Load == nil {
+		return errors.New("reload: there is no configuration file")
+	}
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	notifySystemd(a.log, "RELOADING=1")
+	defer notifySystemd(a.log, "READY=1")
+	cfg, err := a.o.Load()
+	if err != nil {
+		return fmt.Errorf("the old configuration stays: %w", err)
+	}
+	old := a.state.Load()
+	if keys := fixed(old.cfg, cfg); len(keys) > 0 {
+		a.log.Warn("these settings need a restart; their old values stay", "settings", strings.Join(keys, " "))
+	}
+	st := a.survey(ctx, cfg)
+	if st.inventory != nil {
+		return fmt.Errorf("the old configuration stays: %w", st.inventory)
+	}
+	var wrong []error
+	for _, name := range slices.Sorted(maps.Keys(st.bundles)) {
+		wrong = append(wrong, fmt.Errorf("firewall %s: %w", name, st.bundles[name]))
+	}
+	if len(wrong) > 0 {
+		return fmt.Errorf("the old configuration stays: %w", errors.Join(wrong...))
+	}
+	if err := a.policy.SetLimits(limits(cfg)); err != nil {
+		return fmt.Errorf("the old configuration stays: blocks: %w", err)
+	}
+	keep(old.cfg, cfg)
+	if err := a.settle(ctx, st); err != nil {
+		return fmt.Errorf("the old configuration stays: %w", err)
+	}
+	a.state.Store(st)
+	if a.o.Level != nil {
+		a.o.Level.Set(Level(cfg.Log.Level))
+	}
+	a.reconciler.Reload()
+	a.pokeWarm()
+	a.log.Info("configuration reloaded", "firewalls", len(st.fleet.Firewalls))
+	return nil
+}
+
+// Level is a log level by its name in the configuration.
+func Level(name string) slog.Level {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(name)) // validated; else info
+	return l
+}
+
+// unchangeable are the settings that a running parry was built from.
+func unchangeable(c *config.Config) map[string]any {
+	return map[string]any{
+		"listen": &c.Listen, "tls": &c.TLS, "socket": &c.Socket, "state_dir": &c.StateDir, "database": &c.Database, "bundles": &c.Bundles,
+		"ansible": &c.Ansible, "limits.queue": &c.Limits.Queue, "limits.waiters": &c.Limits.Waiters, "reconcile": &c.Reconcile,
+		"blocks.expiry_slack": &c.Blocks.ExpirySlack, "mail": &c.Mail, "log.format": &c.Log.Format, "trusted_proxies": &c.TrustedProxies,
+	}
+}
+
+// fixed lists the settings that changed and cannot change at run time.
+func fixed(old, cfg *config.Config) []string {
+	was, is := unchangeable(old), unchangeable(cfg)
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(was)) {
+		if !reflect.DeepEqual(was[k], is[k]) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// keep puts the old values of such settings into the new configuration, so that it says what is.
+func keep(old, cfg *config.Config) {
+	was, is := unchangeable(old), unchangeable(cfg)
+	for k, v := range was {
+		reflect.ValueOf(is[k]).Elem().Set(reflect.ValueOf(v).Elem())
+	}
+}
+
+// upkeep does what has to be done now and then.
+func (a *App) upkeep(ctx context.Context) error {
+	survey, find, prune := time.NewTicker(surveyEvery), time.NewTicker(findEvery), time.NewTicker(pruneEvery)
+	defer survey.Stop()
+	defer find.Stop()
+	defer prune.Stop()
+	soon := time.NewTimer(time.Minute) // not while everything starts
+	defer soon.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-survey.C:
+			a.resurvey(ctx)
+		case <-a.callers.fresh:
+			a.refind(ctx)
+		case <-find.C:
+			a.refind(ctx)
+		case <-soon.C:
+			a.prune(ctx)
+		case <-prune.C:
+			a.prune(ctx)
+		}
+	}
+}
+
+func (a *App) refind(ctx context.Context) {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	if err := a.refreshExemptions(ctx, a.state.Load()); err != nil && ctx.Err() == nil {
+		a.log.Error("refresh the exemptions", "err", err)
+	}
+}
+
+// resurvey takes up edited bundles, and an inventory that could not be read before.
+func (a *App) resurvey(ctx context.Context) {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	old := a.state.Load()
+	if old.inventory != nil {
+		st := a.survey(ctx, old.cfg)
+		if st.inventory != nil || ctx.Err() != nil {
+			return
+		}
+		if err := a.settle(ctx, st); err != nil {
+			a.log.Error("take up the inventory", "err", err)
+			return
+		}
+		a.state.Store(st)
+		a.reconciler.Reload()
+		a.pokeWarm()
+		a.log.Info("the inventory can be read again")
+		return
+	}
+	st := *old
+	st.manifests, st.bundles = a.readBundles(ctx, st.fleet)
+	for name, err := range st.bundles {
+		if was := old.bundles[name]; was == nil || was.Error() != err.Error() {
+			a.log.Error("a firewall's bundle cannot be used", "firewall", name, "err", err)
+		}
+	}
+	a.state.Store(&st)
+}
+
+func (a *App) prune(ctx context.Context) {
+	st := a.state.Load()
+	r := st.cfg.Retention
+	p, err := a.store.Prune(ctx, parry.Retention{
+		EndedBlocks: r.EndedBlocks.D(), Runs: r.Runs.D(), RunCount: r.RunCount, Idempotency: r.Idempotency.D(), Outbox: r.Outbox.D(),
+	})
+	if err != nil {
+		if ctx.Err() == nil {
+			a.log.Error("prune the database", "err", err)
+		}
+		return
+	}
+	if p != (parry.Pruned{}) {
+		a.log.Info("pruned", "blocks", p.Blocks, "runs", p.Runs, "keys", p.Keys, "notifications", p.Notifications)
+	}
+	if err := a.runner.Prune(r.Runs.D(), r.RunCount*max(1, len(st.fleet.Firewalls))); err != nil {
+		a.log.Error("prune the run directories", "err", err)
+	}
+	pins := map[string][]string{}
+	for _, fw := range st.fleet.Firewalls {
+		pins[fw.Bundle] = append(pins[fw.Bundle], fw.Pin)
+	}
+	for name, p := range pins {
+		p = slices.DeleteFunc(p, func(s string) bool { return s == "" })
+		if err := a.library.Prune(name, p...); err != nil {
+			a.log.Error("prune the bundles' copies", "bundle", name, "err", err)
+		}
+	}
+}
+
+func (a *App) pokeWarm() {
+	select {
+	case a.warm <- struct{}{}:
+	default:
+	}
+}
+
+// keepWarm keeps an ssh connection to every firewall. It saves runs a third of their time and is needed for nothing.
+func (a *App) keepWarm(ctx context.Context) error {
+	tick := time.NewTicker(warmEvery)
+	defer tick.Stop()
+	warm := map[string]bool{}
+	for {
+		st := a.state.Load()
+		listed := map[string]bool{}
+		for _, fw := range st.fleet.Firewalls {
+			h := st.hosts[fw.Name]
+			if h.Err != nil || h.Name == "" {
+				continue
+			}
+			listed[fw.Name] = true
+			warm[fw.Name] = true
+			go a.warmOne(ctx, h)
+		}
+		for name := range warm {
+			if !listed[name] {
+				delete(warm, name)
+				a.runner.Cool(name)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-a.warm:
+		}
+	}
+}
+
+// warmOne returns when the connection stands or the first attempt failed; both are the runs' to tell.
+func (a *App) warmOne(ctx context.Context, h ansible.Host) {
+	ctx, cancel := context.WithTimeout(ctx, warmEvery)
+	defer cancel()
+	if err := a.runner.Warm(ctx, h); err != nil && ctx.Err() == nil && !errors.Is(err, os.ErrClosed) {
+		a.log.Debug("no warm ssh connection", "firewall", h.Name, "err", err)
+	}
+}

@@ -1,0 +1,148 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/parry/parry/internal/config"
+	"github.com/parry/parry/internal/httpapi"
+	"github.com/parry/parry/internal/notify"
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/reconcile"
+)
+
+func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Reconciler, error) {
+	var channels []string
+	if cfg.Mail.Server != "" {
+		channels = []string{"mail"}
+	}
+	r := cfg.Reconcile
+	return reconcile.New(reconcile.Options{
+		Store: a.store, Runner: a.runner, Library: a.library, Fleet: a.fleet, Host: a.host, Exempt: a.exempt, Controller: controller,
+		Channels: channels, StateDir: cfg.StateDir, Playbook: cfg.Ansible.PlaybookBin,
+		Slack: cfg.Blocks.ExpirySlack.D(), RunDeadline: cfg.Ansible.Deadline.D(), Drain: min(drain, cfg.Ansible.Deadline.D()),
+		VerifyEvery: r.VerifyEvery.D(), Backoff: reconcile.Backoff{Min: r.BackoffMin.D(), Max: r.BackoffMax.D(), SlowMin: r.AuthBackoff.D()},
+		Now: a.o.Now, Logger: a.log, Registerer: a.registry,
+	})
+}
+
+func newNotifier(a *App, cfg *config.Config) (*notify.Worker, error) {
+	return notify.New(notify.Options{Store: a.store, Now: a.o.Now, Logger: a.log, Registerer: a.registry})
+}
+
+func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
+	proxies := make([]string, len(cfg.TrustedProxies))
+	for i, p := range cfg.TrustedProxies {
+		proxies[i] = p.String()
+	}
+	return httpapi.New(httpapi.Options{
+		Store: a.store, Auth: a.auth, Policy: a.policy, Fleet: a.fleet, Registry: a.registry,
+		Settings: func() httpapi.Settings {
+			c := a.config()
+			return httpapi.Settings{MaxBlocks: c.Blocks.MaxBlocks, WidenBeyondMax: c.Blocks.BeyondMaxRules == "widen", Waiters: c.Limits.Waiters}
+		},
+		Express: func(fw *parry.Firewall, m parry.Match) error {
+			if manifest, ok := a.state.Load().manifests[fw.Name]; ok {
+				return manifest.Expresses(m)
+			}
+			return nil // not known yet: the firewall rejects what it cannot do
+		},
+		Phase: func(name string) string {
+			for _, s := range a.reconciler.Status() {
+				if s.Firewall == name {
+					return string(s.State)
+				}
+			}
+			return ""
+		},
+		RunFiles: runFiles{cfg.StateDir},
+		Checks:   a.checks(),
+		Version:  func() (string, string, string) { return a.o.Version, a.o.Commit, a.o.Built },
+		Proxies:  proxies, Now: a.o.Now, Logger: a.log,
+	})
+}
+
+func (a *App) handler() http.Handler { return a.api }
+
+// checks are parry's own lines of /readyz.
+func (a *App) checks() []httpapi.Check {
+	return []httpapi.Check{
+		{Name: "inventory", Func: func(context.Context) error { return a.state.Load().inventory }},
+		{Name: "bundles", Func: func(context.Context) error {
+			var errs []error
+			for name, err := range a.state.Load().bundles {
+				errs = append(errs, fmt.Errorf("firewall %s: %w", name, err))
+			}
+			return errors.Join(errs...)
+		}},
+		{Name: "clock", Func: func(context.Context) error { return a.reconciler.ClockHeld() }},
+		{Name: "mail", Advisory: true, Func: func(ctx context.Context) error {
+			c, err := a.store.Counts(ctx)
+			if err != nil {
+				return nil // the database has a line of its own
+			}
+			if late := a.now().Sub(c.OldestUnsent); c.Undelivered > 0 && late > 10*time.Minute {
+				return fmt.Errorf("%d notifications wait, the oldest for %s", c.Undelivered, late.Round(time.Minute))
+			}
+			return nil
+		}},
+		{Name: "certificate", Advisory: true, Func: func(context.Context) error {
+			if a.cert == nil {
+				return nil
+			}
+			if left := a.cert.Expires().Sub(a.now()); left < 14*24*time.Hour {
+				return fmt.Errorf("the certificate of the API ends on %s", a.cert.Expires().UTC().Format(time.DateOnly))
+			}
+			return nil
+		}},
+	}
+}
+
+// newMetrics are the build and what the database counts. The others' metrics are their own.
+func newMetrics(a *App) prometheus.Collector {
+	return &metrics{
+		app: a,
+		build: prometheus.NewDesc("parry_build_info", "The running build.", nil,
+			prometheus.Labels{"version": a.o.Version, "commit": a.o.Commit}),
+		blocks:      prometheus.NewDesc("parry_blocks", "Blocks in the database.", []string{"state"}, nil),
+		overdue:     prometheus.NewDesc("parry_blocks_overdue", "Live blocks whose time is over.", nil, nil),
+		undelivered: prometheus.NewDesc("parry_notifications_undelivered", "Notifications that wait to be delivered.", nil, nil),
+		exemptions:  prometheus.NewDesc("parry_exemptions", "Entries of the never-block list.", []string{"source"}, nil),
+	}
+}
+
+type metrics struct {
+	app                                             *App
+	build, blocks, overdue, undelivered, exemptions *prometheus.Desc
+}
+
+func (m *metrics) Describe(c chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, c) }
+
+func (m *metrics) Collect(c chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(m.build, 1)
+	n := map[parry.ExemptionSource]int{parry.ExemptAPI: 0, parry.ExemptConfig: 0, parry.ExemptFound: 0}
+	for _, x := range m.app.policy.All() {
+		n[x.Source]++
+	}
+	for source, count := range n {
+		gauge(m.exemptions, float64(count), string(source))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	counts, err := m.app.store.Counts(ctx)
+	if err != nil {
+		return // absent rather than wrong
+	}
+	gauge(m.blocks, float64(counts.LiveBlocks), "live")
+	gauge(m.blocks, float64(counts.EndedBlocks), "ended")
+	gauge(m.overdue, float64(counts.OverdueBlocks))
+	gauge(m.undelivered, float64(counts.Undelivered))
+}
