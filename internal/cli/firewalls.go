@@ -1,0 +1,268 @@
+package cli
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/parry/parry/api"
+)
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
+
+func (s *shell) firewalls() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "firewalls [NAME]",
+		Aliases: []string{"firewall"},
+		Short:   "Show how the firewalls stand, and act on one",
+		Example: `  parry firewalls
+  parry firewalls fw-a
+  parry firewalls retire fw-a --yes`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := s.client(0)
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				r, err := ask(cl.GetFirewallWithResponse(c.Context(), args[0]))
+				if err != nil {
+					return err
+				}
+				return s.show(r.Body, func(p *printer) { p.firewallDetail(r.JSON200) })
+			}
+			r, err := ask(cl.ListFirewallsWithResponse(c.Context()))
+			if err != nil {
+				return err
+			}
+			return s.show(r.Body, func(p *printer) { p.firewallTable(r.JSON200.Items) })
+		},
+	}
+	type answer = func(ctx context.Context, cl *api.ClientWithResponses, name string) ([]byte, *api.Firewall, error)
+	act := func(use, short, danger string, do answer, aliases ...string) {
+		var yes bool
+		a := &cobra.Command{
+			Use: use + " NAME", Short: short, Args: cobra.ExactArgs(1), Aliases: aliases,
+			RunE: func(c *cobra.Command, args []string) error {
+				if danger != "" && !yes {
+					return fail(ExitUsage, "%s; repeat with --yes if that is meant", strings.ReplaceAll(danger, "NAME", args[0]))
+				}
+				cl, err := s.client(0)
+				if err != nil {
+					return err
+				}
+				body, fw, err := do(c.Context(), cl, args[0])
+				if err != nil {
+					return err
+				}
+				return s.show(body, func(p *printer) { p.firewallTable([]api.Firewall{*fw}) })
+			},
+		}
+		if danger != "" {
+			a.Flags().BoolVar(&yes, "yes", false, "do it without asking")
+		}
+		c.AddCommand(a)
+	}
+	act("retire", "Empty a firewall, prove it, and forget it", "every block is lifted from NAME, and parry forgets it",
+		func(ctx context.Context, cl *api.ClientWithResponses, name string) ([]byte, *api.Firewall, error) {
+			r, err := ask(cl.RetireFirewallWithResponse(ctx, name))
+			if err != nil {
+				return nil, nil, err
+			}
+			return r.Body, r.JSON202, nil
+		})
+	act("adopt", "Let the next run take a firewall over", "NAME is taken over from whoever controls it, and entries that this parry does not know are removed",
+		func(ctx context.Context, cl *api.ClientWithResponses, name string) ([]byte, *api.Firewall, error) {
+			r, err := ask(cl.AdoptFirewallWithResponse(ctx, name))
+			if err != nil {
+				return nil, nil, err
+			}
+			return r.Body, r.JSON202, nil
+		})
+	act("approve", "Let the next run remove many entries", "the next run may remove any number of entries from NAME",
+		func(ctx context.Context, cl *api.ClientWithResponses, name string) ([]byte, *api.Firewall, error) {
+			r, err := ask(cl.ApproveFirewallWithResponse(ctx, name))
+			if err != nil {
+				return nil, nil, err
+			}
+			return r.Body, r.JSON202, nil
+		})
+	act("verify", "Prove a firewall anew, now, also while it backs off", "",
+		func(ctx context.Context, cl *api.ClientWithResponses, name string) ([]byte, *api.Firewall, error) {
+			r, err := ask(cl.VerifyFirewallWithResponse(ctx, name))
+			if err != nil {
+				return nil, nil, err
+			}
+			return r.Body, r.JSON202, nil
+		}, "retry")
+	return c
+}
+
+func (p *printer) firewallTable(items []api.Firewall) {
+	if len(items) == 0 {
+		p.line("no firewalls; list them under firewalls: in the configuration")
+		return
+	}
+	rows := make([]row, len(items))
+	for i := range items {
+		f := &items[i]
+		proved := p.ago(f.ProvedAt)
+		if proved == "" {
+			proved = "never"
+		}
+		entries := "-"
+		if f.Proof.Sha256 != "" {
+			entries = strconv.Itoa(f.Proof.Count)
+		}
+		var notes []string
+		if !f.Incident.Since.IsZero() {
+			notes = append(notes, failingText(p, &f.Incident)+inertPrefix(": ", f.Incident.Message))
+		}
+		if !f.Hold.Since.IsZero() {
+			notes = append(notes, holdText(p, f.Hold))
+		}
+		rows[i] = row{
+			cells: []cell{styled(bold, f.Name), state(f.State), text(entries), text(proved), text(f.Bundle), text(strings.Join(f.Groups, " "))},
+			notes: notes,
+		}
+	}
+	p.table([]string{"FIREWALL", "STATE", "ENTRIES", "PROVED", "BUNDLE", "GROUPS"}, []int{20, 0, 0, 0, 16, 16}, rows)
+}
+
+func inertPrefix(prefix, s string) string {
+	if s == "" {
+		return ""
+	}
+	return prefix + inert(s)
+}
+
+func holdText(p *printer, h api.Hold) string {
+	return "held " + p.ago(h.Since) + " by " + inert(h.By) + inertPrefix(": ", h.Reason)
+}
+
+func failingText(p *printer, i *api.Incident) string {
+	s := inert(i.Failure) + " since " + short(p.now.Sub(i.Since)) + ", " + plural(int64(i.Attempts), "try", "tries")
+	if !i.NextTry.IsZero() {
+		if d := i.NextTry.Sub(p.now); d > 0 {
+			s += ", next in " + short(d)
+		} else {
+			s += ", trying"
+		}
+	}
+	return s
+}
+
+func (p *printer) firewallDetail(f *api.Firewall) {
+	p.line("%s  %s", p.paint(bold, inert(f.Name)), p.paint(stateStyle(f.State), inert(string(f.State))))
+	var words []string
+	for _, w := range []struct {
+		on   bool
+		text string
+	}{{!f.Listed, "not in the configuration"}, {f.Retiring, "being emptied"}, {f.Adopt, "to be taken over"}, {f.Approved, "may remove many entries"}} {
+		if w.on {
+			words = append(words, w.text)
+		}
+	}
+	hold, incident, message, proof := "", "", "", ""
+	if !f.Hold.Since.IsZero() {
+		hold = holdText(p, f.Hold)
+	}
+	if !f.Incident.Since.IsZero() {
+		incident, message = failingText(p, &f.Incident), f.Incident.Message
+	}
+	if f.Proof.Sha256 != "" {
+		proof = plural(int64(f.Proof.Count), "entry", "entries") + " in " + plural(int64(f.Proof.Rules), "rule", "rules")
+		if f.Proof.Capacity > 0 {
+			proof += ", room for " + strconv.Itoa(f.Proof.Capacity)
+		}
+		proof += ", " + p.ago(f.ProvedAt)
+	}
+	bundle := f.Bundle
+	if f.Pin != "" {
+		bundle += " pinned to " + f.Pin
+	}
+	p.fields(
+		text("  notes"), text(strings.Join(words, ", ")),
+		text("  held"), cell{hold, yellow},
+		text("  failing"), cell{incident, red},
+		text("  message"), text(message),
+		text("  proof"), text(proof),
+		text("  sha256"), text(f.Proof.Sha256),
+		text("  lane"), text(f.Phase),
+		text("  groups"), text(strings.Join(f.Groups, ", ")),
+		text("  bundle"), text(bundle),
+		text("  interface"), text(f.Interface),
+		text("  max rules"), text(strconv.Itoa(f.MaxRules)),
+		text("  revision"), text(strconv.FormatInt(f.AppliedRevision, 10)+", dirty "+strconv.FormatInt(f.DirtyRevision, 10)+", epoch "+strconv.FormatInt(f.Epoch, 10)),
+		text("  last run"), text(f.LastRun),
+	)
+	if len(f.Rejects) > 0 {
+		rows := make([]row, len(f.Rejects))
+		for i, r := range f.Rejects {
+			rows[i] = row{cells: []cell{text(r.BlockID), styled(red, r.Code), text(p.ago(r.At))}}
+		}
+		p.line("")
+		p.table([]string{"REJECTED", "WHY", "SINCE"}, []int{0, 28, 0}, rows)
+	}
+}
+
+func (s *shell) hold() *cobra.Command {
+	var off, all bool
+	var reason string
+	c := &cobra.Command{
+		Use:   "hold NAME | --all",
+		Short: "Stop applying to firewalls while accepting goes on",
+		Example: `  parry hold fw-a --reason "maintenance"
+  parry hold --all
+  parry hold --off --all`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if all == (len(args) == 1) {
+				return fail(ExitUsage, "name one firewall, or give --all")
+			}
+			cl, err := s.client(0)
+			if err != nil {
+				return err
+			}
+			ctx, req := c.Context(), api.HoldRequest{Reason: reason}
+			var body []byte
+			var items []api.Firewall
+			switch {
+			case all && off:
+				r, err := ask(cl.ReleaseAllWithResponse(ctx))
+				if err != nil {
+					return err
+				}
+				body, items = r.Body, r.JSON200.Items
+			case all:
+				r, err := ask(cl.HoldAllWithResponse(ctx, req))
+				if err != nil {
+					return err
+				}
+				body, items = r.Body, r.JSON200.Items
+			case off:
+				r, err := ask(cl.ReleaseFirewallWithResponse(ctx, args[0]))
+				if err != nil {
+					return err
+				}
+				body, items = r.Body, []api.Firewall{*r.JSON200}
+			default:
+				r, err := ask(cl.HoldFirewallWithResponse(ctx, args[0], req))
+				if err != nil {
+					return err
+				}
+				body, items = r.Body, []api.Firewall{*r.JSON200}
+			}
+			return s.show(body, func(p *printer) { p.firewallTable(items) })
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&off, "off", false, "go on applying")
+	f.BoolVar(&all, "all", false, "every firewall; stands beside the firewalls' own holds")
+	f.StringVar(&reason, "reason", "", "why, for the others")
+	c.MarkFlagsMutuallyExclusive("off", "reason")
+	return c
+}
