@@ -60,6 +60,7 @@ type Outcome struct {
 	CPU     time.Duration  `json:"cpu_ns"`  // user and system, of all processes that were waited for
 	MaxRSS  int64          `json:"max_rss"` // bytes, of ansible-playbook's first process
 	Warm    bool           `json:"warm"`    // over the warm ssh master
+	Command string         `json:"command"` // how to repeat it by hand, for a shell
 	Dir     string         `json:"-"`       // the run's directory, absolute
 	LogTail string         `json:"-"`       // the log's end, at most 4 KiB; hostile text
 }

@@ -175,6 +175,29 @@ func TestRun_processesThatEscapeTheGroupAreEnded(t *testing.T) {
 	}
 }
 
+func TestRun_processesThatIgnoreTheirEndAreKilled(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, func(o *Options) { o.Grace = 500 * time.Millisecond })
+	s := g.play(t, "    - name: Converge\n      test_stubborn:\n")
+	plugin := `
+import signal, subprocess
+from ansible.plugins.action import ActionBase
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        subprocess.run(['sh', '-c', 'trap "" INT TERM HUP; while :; do sleep 1; done'])
+`
+	if err := os.WriteFile(filepath.Join(s.Bundle.Dir, "action_plugins/test_stubborn.py"), []byte(plugin), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.Deadline = 2 * time.Second
+	o := g.run(t, s)
+	o.want(t, parry.RunUnknown, parry.FailTimeout)
+	if o.Wall > s.Deadline+late {
+		t.Errorf("it took %s", o.Wall)
+	}
+}
+
 func TestRun_brokenPlaybooks(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)

@@ -14,9 +14,7 @@ import (
 )
 
 // A run's directory, StateDir/runs/RUNID, mode 0700: inventory.json, vars.json, desired.txt, ansible.cfg, log.txt, events.jsonl and, when
-// the run has ended, result.json. With it the run can be repeated by hand:
-//
-//	ANSIBLE_CONFIG=DIR/ansible.cfg ansible-playbook -i DIR/inventory.json -e @DIR/vars.json BUNDLE/apply.yml
+// the run has ended, result.json. With it the run can be repeated by hand: Outcome.Command.
 func (r *Runner) runDir(id parry.RunID) string { return filepath.Join(r.runsDir(), string(id)) }
 
 func (r *Runner) runsDir() string { return filepath.Join(r.stateDir, "runs") }

@@ -299,6 +299,7 @@ func (r *Runner) play(ctx context.Context, s *Spec, dir string, held *os.File) (
 	}
 	cmd := playbook.NewAnsiblePlaybookCmd(playbook.WithBinary(r.playbookBin),
 		playbook.WithPlaybooks(filepath.Join(s.Bundle.Dir, book)), playbook.WithPlaybookOptions(opts))
+	byHand := "ANSIBLE_CONFIG=" + filepath.Join(dir, "ansible.cfg") + " " + cmd.String()
 
 	stderr := newCappedLog(io.Discard, 0)
 	deadline, cancel := context.WithTimeout(ctx, s.Deadline)
@@ -313,7 +314,7 @@ func (r *Runner) play(ctx context.Context, s *Spec, dir string, held *os.File) (
 		return nil, err
 	}
 
-	o := &Outcome{Wall: wall, CPU: l.process.cpu, MaxRSS: l.process.maxRSS}
+	o := &Outcome{Wall: wall, CPU: l.process.cpu, MaxRSS: l.process.maxRSS, Command: byHand}
 	w.judge(o, l.process, string(stderr.last(tailSize)), countLines(s.Desired))
 	if l.process.ended {
 		o.Failure, o.Message = parry.FailTimeout, fmt.Sprintf("ended at its deadline of %s", s.Deadline)

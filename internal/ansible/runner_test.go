@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -146,6 +147,10 @@ func TestRun_successComesWithTheFirewallsProof(t *testing.T) {
 	}
 	if o.CPU == 0 || o.MaxRSS < 1<<20 || o.Wall == 0 {
 		t.Errorf("costs are missing: %+v", o)
+	}
+
+	if out, err := exec.Command("sh", "-c", o.Command).CombinedOutput(); err != nil {
+		t.Errorf("by hand: %v: %s", err, out)
 	}
 
 	s = g.spec(t, string(s.Desired))
