@@ -38,6 +38,7 @@ options:
 COMMAND = "/usr/local/bin/php || exit 1"
 MARKER = "PARRY-ANSWER "
 MAX_DESIRED = 64 << 20
+MAX_ANSWER = 16 << 20
 # Text of only these bytes can stand in a PHP nowdoc: the closing word is in capitals. Anything else goes as base64, to be rejected line by line.
 PLAIN = b"0123456789abcdefghijklmnopqrstuvwxyz:./ -\n"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\Z")
@@ -147,16 +148,28 @@ def program(run, desired):
 
 
 def answer(output):
-    """The program's answer, or a failure that says what came instead."""
-    for line in reversed(output["stdout"].splitlines()):
-        if line.startswith(MARKER):
-            try:
-                return json.loads(line[len(MARKER):])
-            except ValueError:
+    """The program's answer, or a failure that says what came instead. Only known keys are taken over: Ansible itself acts on others."""
+    found = None
+    if len(output["stdout"]) <= MAX_ANSWER:
+        for line in reversed(output["stdout"].splitlines()):
+            if line.startswith(MARKER):
+                try:
+                    found = json.loads(line[len(MARKER):])
+                except ValueError:
+                    found = None
                 break
-    said = " ".join((output["stderr"] + " " + output["stdout"])[-600:].split())
-    return {
-        "failed": True,
-        "msg": f"the program on the firewall gave no answer (exit status {output['rc']}): {said or 'no output'}",
-        "parry": {"failure": "internal"},
-    }
+    if not isinstance(found, dict) or not isinstance(found.get("parry"), dict):
+        said = " ".join((output["stderr"] + " " + output["stdout"])[-600:].split())
+        return {
+            "failed": True,
+            "msg": f"the program on the firewall gave no answer (exit status {output['rc']}): {said or 'no output'}",
+            "parry": {"failure": "internal"},
+        }
+    result = {"changed": found.get("changed") is True, "msg": str(found.get("msg", ""))[:2000], "parry": found["parry"]}
+    if found.get("failed"):
+        result["failed"] = True
+    if found.get("noise"):
+        result["noise"] = str(found["noise"])[:2000]
+    if isinstance(found.get("diff"), dict):
+        result["diff"] = {key: str(found["diff"].get(key, "")) for key in ("before", "after", "before_header", "after_header")}
+    return result

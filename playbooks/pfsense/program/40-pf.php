@@ -61,28 +61,37 @@ function parry_loaded_rules(array $real): array
     return $rules;
 }
 
-/** @return list<string> the entries that pf holds in a rule's table, in pf's order, without the placeholder */
-function parry_loaded_table(string $id): array
+/**
+ * @param list<string> $ids
+ * @return array<string,list<string>> what pf holds in the tables of rules, in pf's order, without the placeholder; one shell for all of them
+ */
+function parry_loaded_tables(array $ids): array
 {
-    $shown = (string)shell_exec('/sbin/pfctl -t ' . parry_alias($id) . ' -T show 2>/dev/null');
-    if (trim($shown) === '') {
-        return [];
+    $tables = array_fill_keys($ids, []);
+    if (!$ids) {
+        return $tables;
     }
-    $entries = explode("\n", rtrim(str_replace([' ', "\t"], '', $shown), "\n"));
-    foreach (PARRY_NOBODY as $nobody) {
-        if (($at = array_search($nobody, $entries, true)) !== false) {
-            array_splice($entries, $at, 1);
+    $names = implode(' ', array_map(fn($id) => parry_alias((string)$id), $ids));
+    $shown = (string)shell_exec("for t in {$names}; do echo \"=\$t\"; /sbin/pfctl -t \$t -T show; done 2>/dev/null");
+    foreach (array_filter(explode('=parry_', str_replace([' ', "\t"], '', $shown))) as $part) {
+        $entries = explode("\n", rtrim($part, "\n"));
+        $id = array_shift($entries);
+        foreach (PARRY_NOBODY as $nobody) {
+            if (($at = array_search($nobody, $entries, true)) !== false) {
+                array_splice($entries, $at, 1);
+            }
         }
+        $tables[$id] = $entries;
     }
-    return $entries;
+    return $tables;
 }
 
 /** What is in force: the rules that stand, with what their tables hold. */
 function parry_loaded(array $real): array
 {
     $groups = parry_loaded_rules($real);
-    foreach ($groups as $id => &$group) {
-        $group['sources'] = parry_loaded_table((string)$id);
+    foreach (parry_loaded_tables(array_keys($groups)) as $id => $entries) {
+        $groups[$id]['sources'] = $entries;
     }
     return $groups;
 }
@@ -195,6 +204,9 @@ function parry_count_lines(string $path): int
  */
 function parry_kill_states(array $added): int
 {
+    if (!function_exists('pfSense_kill_states')) {
+        return 0;
+    }
     $with_port = [];
     $added = array_slice($added, 0, 1000);
     foreach ($added as [$source, $group]) {
@@ -220,7 +232,7 @@ function parry_kill_states(array $added): int
     return count($added);
 }
 
-/** pfSense_kill_states() knows no port, so states are found in pf's list and ended by id. The list can be long: it is read line by line. */
+/** pfSense_kill_states() knows no port, so states are found in pf's list and ended by id. The list can be long: line by line, for 5 s at most. */
 function parry_kill_states_by_port(array $added): void
 {
     $by_source = $by_prefix = [];
@@ -234,7 +246,8 @@ function parry_kill_states_by_port(array $added): void
     $list = popen('/sbin/pfctl -ss -vv 2>/dev/null', 'r');
     $ids = [];
     $hit = false;
-    while ($list && count($ids) < 1000 && ($line = fgets($list)) !== false) {
+    $until = microtime(true) + 5;
+    while ($list && count($ids) < 1000 && microtime(true) < $until && ($line = fgets($list)) !== false) {
         if ($line[0] !== ' ' && $line[0] !== "\t") {
             $hit = parry_state_matches($line, $by_source, $by_prefix);
         } elseif ($hit && preg_match('/\bid: ([0-9a-f]+) creatorid: ([0-9a-f]+)/', $line, $found)) {

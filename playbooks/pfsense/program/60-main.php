@@ -255,14 +255,14 @@ function parry_fill_tables(array $wanted, array $loaded): array
         $id = (string)$id;
         [$in, $out] = parry_difference($loaded[$id]['sources'], $group['sources']);
         if (($in || $out) && count($in) + count($out) <= PARRY_FEW && parry_edit_table($id, $in, $out) === '') {
-            [$in, $out] = parry_difference($loaded[$id]['sources'] = parry_loaded_table($id), $group['sources']);
+            [$in, $out] = parry_difference($loaded[$id]['sources'] = parry_loaded_tables([$id])[$id], $group['sources']);
         }
         if ($in || $out) {
             $complaint = parry_replace_table($id);
             if ($complaint !== '') {
                 throw new ParryFailure('pf_refused', 'pf did not take the entries; the old ones are in force. pf said: ' . substr($complaint, 0, 300));
             }
-            [$in, $out] = parry_difference($loaded[$id]['sources'] = parry_loaded_table($id), $group['sources']);
+            [$in, $out] = parry_difference($loaded[$id]['sources'] = parry_loaded_tables([$id])[$id], $group['sources']);
         }
         if (!$in && !$out) {
             $loaded[$id] = ['sources' => $group['sources'], 'sorted' => true] + $loaded[$id];
