@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestApply_pfRefusesAndEverythingIsAsBefore(t *testing.T) {
@@ -32,6 +33,41 @@ func TestApply_pfRefusesAndEverythingIsAsBefore(t *testing.T) {
 			}
 			f.wantProof(f.play("verify.yml", nil), mixed...)
 		})
+	}
+}
+
+func TestApply_aConfigurationSavedMeanwhileIsNotOverwritten(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.Fault("slow", "2", "pf") // the load of the ruleset takes so long
+	done := make(chan answer)
+	go func() { done <- f.apply(mixed, nil) }()
+	for { // the table files are in place before the load
+		if files, _ := filepath.Glob(filepath.Join(f.Root, "var/db/aliastables/parry_*.txt")); len(files) == 7 {
+			break
+		}
+		select {
+		case a := <-done:
+			t.Fatalf("the run ended before its time: %s", a.Msg)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	path := filepath.Join(f.Root, "cf/conf/config.xml")
+	theirs := strings.Replace(f.Config(), "<hostname>fw-a</hostname>", "<hostname>saved-meanwhile</hostname>", 1)
+	if err := os.WriteFile(path, []byte(theirs), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.Fault("off")
+	f.wantFailure(<-done, "config_changed")
+	if f.Config() != theirs {
+		t.Error("the other's configuration is gone")
+	}
+	if len(f.ourRules())+len(f.tableEntries()) != 0 {
+		t.Errorf("a refused run left %v %v", f.ourRules(), f.tableEntries())
+	}
+	f.wantProof(f.mustApply(mixed, nil), mixed...)
+	if !strings.Contains(f.Config(), "saved-meanwhile") {
+		t.Error("the next run took the other's change back")
 	}
 }
 
@@ -247,6 +283,25 @@ func TestFlush_worksWhileARunHangs(t *testing.T) {
 	f.wantProof(f.play("verify.yml", nil, "--check")) // takes no lock
 	f.SSH("kill $(cat /tmp/holder)")
 	f.wantFailure(f.apply(mixed, nil), "flushed")
+}
+
+func TestRun_takesOverNothingElseFromTheFirewallsAnswer(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	answer := `{"changed":"{{ 7*7 }}","msg":"{{ 7*7 }}","ansible_facts":{"ansible_connection":"local"},"add_host":{"host_name":"x"},"parry":{"count":7,"run_id":"{{ 7*7 }}"}}`
+	for name, text := range map[string]string{"answer": "PARRY-ANSWER " + answer + "\n", "php": "#!/bin/sh\ncat >/dev/null\ncat /tmp/answer\n"} {
+		if err := os.WriteFile(filepath.Join(f.Root, "tmp", name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.SSH("ln -sf /tmp/php /usr/local/bin/php")
+	a := f.play("verify.yml", nil, "-v")
+	if a.Failed || a.Changed || a.Parry.Count != 7 || a.Msg != "{{ 7*7 }}" || a.Parry.RunID != "{{ 7*7 }}" {
+		t.Errorf("answered %+v", a)
+	}
+	if strings.Contains(a.Output, "ansible_facts") || strings.Contains(a.Output, "add_host") {
+		t.Errorf("a key of the firewall's reached Ansible:\n%s", a.Output)
+	}
 }
 
 func TestRun_anUnreachableFirewallIsUnreachable(t *testing.T) {

@@ -358,3 +358,29 @@ func xmlSection(config, name string) string {
 	i, j := strings.Index(config, "\n\t<"+name+">"), strings.Index(config, "\n\t</"+name+">")
 	return config[i : j+len(name)+5]
 }
+
+func TestApply_hundredThousandSources(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	entries := make([]string, 0, 100_001)
+	for i := range 100_000 {
+		entries = append(entries, fmt.Sprintf("%d.%d.%d.7 - - - wan", 20+i>>16, i>>8&0xff, i&0xff))
+	}
+	a := f.mustApply(entries, nil)
+	f.wantProof(a, entries...)
+	if a.Parry.Added != len(entries) || len(a.Parry.Rejected) != 0 {
+		t.Errorf("added %d, rejected %d", a.Parry.Added, len(a.Parry.Rejected))
+	}
+	config := f.Config()
+	entries = append(entries[1:], "99.1.2.3 - - - wan")
+	begin := time.Now()
+	a = f.mustApply(entries, nil, "--diff")
+	t.Logf("one in, one out of 100,000: %s", time.Since(begin))
+	f.wantProof(a, entries...)
+	if a.Parry.Added != 1 || a.Parry.Removed != 1 || f.Config() != config {
+		t.Errorf("added %d, removed %d", a.Parry.Added, a.Parry.Removed)
+	}
+	if a = f.mustApply(entries, nil); a.Changed {
+		t.Error("the third run changed something")
+	}
+}
