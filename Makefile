@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 GO ?= go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+BUILT := $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 TOOL := $(GO) tool -modfile=tools/go.mod
 # The packages whose tests `make test` runs, and further flags: make test PKG=./internal/store TESTFLAGS='-run Put -v'
 PKG ?= ./...
@@ -16,7 +18,7 @@ help: ## this list
 
 build: ## bin/parry
 	@scripts/setup build
-	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/parry ./cmd/parry
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)' -o bin/parry ./cmd/parry
 
 demo: ## a minute's tour on a lab firewall; KEEP=1 leaves it up
 	@KEEP=$(KEEP) lab/demo/run
