@@ -122,7 +122,8 @@ type OutboxStats struct {
 // OutboxStats tells, for each channel that has something waiting, how it stands.
 func (s *Store) OutboxStats(ctx context.Context) ([]OutboxStats, error) {
 	out, err := collect(ctx, s.reads, `
-		SELECT d.channel, count(*), sum(CASE WHEN d.attempts > 0 THEN 1 ELSE 0 END), min(o.created_at), max(d.error)
+		SELECT d.channel, count(*), sum(CASE WHEN d.attempts > 0 THEN 1 ELSE 0 END), min(o.created_at),
+			(SELECT x.error FROM deliveries x WHERE x.channel = d.channel AND x.delivered_at = 0 AND x.attempts > 0 ORDER BY x.outbox_id DESC LIMIT 1)
 		FROM deliveries d JOIN outbox o ON o.id = d.outbox_id WHERE d.delivered_at = 0 GROUP BY d.channel ORDER BY d.channel`,
 		nil, func(r *sql.Rows) (o OutboxStats, err error) {
 			var oldest int64

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	driver "modernc.org/sqlite"
@@ -123,7 +124,7 @@ func (e *sqlite) kind(err error) parry.Kind {
 			return parry.KindUnavailable
 		}
 	}
-	if errors.Is(err, sql.ErrConnDone) || err != nil && err.Error() == "sql: database is closed" {
+	if errors.Is(err, sql.ErrConnDone) || err != nil && strings.Contains(err.Error(), "sql: database is closed") {
 		return parry.KindUnavailable
 	}
 	return parry.KindOf(err)

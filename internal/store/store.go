@@ -140,13 +140,13 @@ func (s *Store) Close() error {
 	close(s.queue)
 	s.mu.Unlock()
 	<-s.written
-	s.stop()
-	s.bg.Wait()
 	s.lanesMu.Lock()
 	for _, l := range s.lanes {
 		l.lose()
 	}
 	s.lanesMu.Unlock()
+	s.stop()
+	s.bg.Wait()
 	return s.closePools()
 }
 

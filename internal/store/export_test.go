@@ -1,0 +1,44 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+// Recommit runs a batch of requests whose commit succeeded although nobody learned of it: each is put, and then tried again as the writer does
+// after a failed batch. It gives the answers of the second try.
+func (s *Store) Recommit(ctx context.Context, as ...parry.Admission) ([]parry.Admitted, error) {
+	ops := make([]*op, len(as))
+	for i, a := range as {
+		ops[i] = &op{put: &put{Admission: a}}
+	}
+	for _, again := range []bool{false, true} {
+		if err := s.write(ctx, "put", func(t *tx) error { t.again = again; return t.putAll(ops) }); err != nil {
+			return nil, err
+		}
+	}
+	var out []parry.Admitted
+	var errs []error
+	for _, o := range ops {
+		out, errs = append(out, o.put.res), append(errs, o.err)
+	}
+	return out, errors.Join(errs...)
+}
+
+// RequestIDs lists the ids of a block's stored requests.
+func (s *Store) RequestIDs(ctx context.Context, id parry.BlockID) (ids []parry.RequestID, err error) {
+	for next := ""; ; {
+		p, err := s.Requests(ctx, id, next, 1000)
+		if err != nil {
+			return nil, err
+		}
+		for _, q := range p.Items {
+			ids = append(ids, q.ID)
+		}
+		if next = p.Next; next == "" {
+			return ids, nil
+		}
+	}
+}

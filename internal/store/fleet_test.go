@@ -1,0 +1,423 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/store"
+)
+
+func firewallsComeAndGo(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	f := e.firewall("fw1")
+	same(e, "listed", f.Listed, true)
+	same(e, "applied", f.AppliedRev, 0)
+	dirty := f.DirtyRev
+	e.sync("fw1@a", "fw2@b")
+	same(e, "same digest", e.firewall("fw1").DirtyRev, dirty)
+	if e.firewall("fw2").DirtyRev <= dirty {
+		e.Fatal("a changed digest must make dirty")
+	}
+	e.ok(e.SetRetiring(e.Context(), "fw1"))
+	e.sync("fw2@b")
+	same(e, "unlisted", e.firewall("fw1").Listed, false)
+	same(e, "retiring", e.firewall("fw1").Retiring, true)
+	before := e.firewall("fw1").DirtyRev
+	e.sync("fw1@a", "fw2@b")
+	same(e, "back", e.firewall("fw1").Listed, true)
+	same(e, "no longer retiring", e.firewall("fw1").Retiring, false)
+	if e.firewall("fw1").DirtyRev <= before {
+		e.Fatal("one that comes back must be dirty")
+	}
+	all, err := e.Firewalls(e.Context())
+	e.ok(err)
+	same(e, "all", len(all), 2)
+	e.sync()
+	same(e, "none listed", e.firewall("fw2").Listed, false)
+	_, err = e.FirewallState(e.Context(), "fw9")
+	e.wantKind(err, parry.KindNotFound)
+	e.wantKind(e.MarkDirty(e.Context(), "fw9"), parry.KindNotFound)
+}
+
+func holdsOfOneAndAll(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	now := e.clock.Now()
+	all := parry.Hold{By: "anna", Reason: "all", Since: now}
+	own := parry.Hold{By: "bob", Reason: "own", Since: now}
+	hold := func(name string, h parry.Hold) { e.Helper(); e.ok(e.SetHold(e.Context(), name, h)) }
+	hold("", all)
+	hold("fw1", own)
+	same(e, "own first", e.firewall("fw1").Hold, own)
+	same(e, "all", e.firewall("fw2").Hold, all)
+	hold("", parry.Hold{})
+	same(e, "own stays", e.firewall("fw1").Hold, own)
+	same(e, "released", e.firewall("fw2").Hold.Held(), false)
+	hold("fw1", parry.Hold{})
+	same(e, "own released", e.firewall("fw1").Hold.Held(), false)
+	e.wantKind(e.SetHold(e.Context(), "fw9", own), parry.KindNotFound)
+}
+
+func wordsAreUsedUp(e *env) {
+	e.sync("fw1@a")
+	l := e.lane("fw1")
+	e.ok(e.SetAdopt(e.Context(), "fw1"))
+	e.ok(e.SetApproved(e.Context(), "fw1"))
+	same(e, "adopt", e.firewall("fw1").Adopt, true)
+	same(e, "approved", e.firewall("fw1").Approved, true)
+	r := e.run(l)
+	e.ok(e.BeginRun(e.Context(), r))
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r}))
+	same(e, "kept", e.firewall("fw1").Adopt, true)
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, ClearWords: true}))
+	same(e, "adopt used", e.firewall("fw1").Adopt, false)
+	same(e, "approved used", e.firewall("fw1").Approved, false)
+}
+
+func rejectsAreReplaced(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	l := e.lane("fw1")
+	a, b := e.put(e.ask("203.0.113.1")).Block, e.put(e.ask("203.0.113.2")).Block
+	r := e.run(l)
+	reject := func(id parry.BlockID) parry.Reject {
+		return parry.Reject{Firewall: "fw1", BlockID: id, Code: "capacity", RunID: r.ID, At: e.clock.Now()}
+	}
+	finish := func(f parry.FinishRun) { e.Helper(); f.Run = r; e.ok(e.FinishRun(e.Context(), f)) }
+	finish(parry.FinishRun{Applied: true, SetRejects: true, Rejects: []parry.Reject{reject(a.ID), reject(b.ID), reject("b-gone")}})
+	got, err := e.FirewallRejects(e.Context(), "fw1")
+	e.ok(err)
+	want := []parry.Reject{reject(a.ID), reject(b.ID)}
+	slices.SortFunc(want, func(x, y parry.Reject) int { return cmpID(x.BlockID, y.BlockID) })
+	if d := cmp.Diff(want, got); d != "" {
+		e.Fatal(d)
+	}
+	finish(parry.FinishRun{})
+	got, err = e.Rejects(e.Context(), []parry.BlockID{a.ID, "b-none"})
+	e.ok(err)
+	if d := cmp.Diff([]parry.Reject{reject(a.ID)}, got); d != "" {
+		e.Fatal("they stay without SetRejects:", d)
+	}
+	finish(parry.FinishRun{SetRejects: true})
+	got, err = e.FirewallRejects(e.Context(), "fw1")
+	e.ok(err)
+	same(e, "left", len(got), 0)
+}
+
+func cmpID(a, b parry.BlockID) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func runsBeginAndFinish(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	e.wantKind(e.BeginRun(e.Context(), parry.Run{ID: "r-1", Firewall: "fw9"}), parry.KindNotFound)
+	l := e.lane("fw1")
+	b := e.put(e.ask("203.0.113.1")).Block
+	r := e.run(l)
+	e.ok(e.BeginRun(e.Context(), r))
+	got, err := e.Store.Run(e.Context(), r.ID)
+	e.ok(err)
+	if d := cmp.Diff(r, got); d != "" {
+		e.Fatal(d)
+	}
+	r.State, r.EndedAt, r.Sent, r.Rejected = parry.RunSucceeded, e.clock.Advance(time.Second), 5, 1
+	r.Want = parry.Proof{SHA256: "ff", Count: 4}
+	r.Got = parry.Proof{SHA256: "ff", Count: 4, Added: 2, Epoch: l.Epoch, Controller: "c", RunID: string(r.ID)}
+	r.Message = "hostile \x00 \xff {{ x }}"
+	inc := parry.Incident{ID: "n-1", Since: e.clock.Now(), Failure: parry.FailTimeout, Message: "slow", Attempts: 2, NextTry: e.clock.Now().Add(time.Minute)}
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, Applied: true, Incident: inc,
+		Notifications: []parry.Notification{{ID: "n-1", Kind: parry.NotifyFailed, Firewall: "fw1", Channels: []string{"mail"}, CreatedAt: e.clock.Now()}}}))
+	got, err = e.Store.Run(e.Context(), r.ID)
+	e.ok(err)
+	if d := cmp.Diff(r, got); d != "" {
+		e.Fatal(d)
+	}
+	f := e.firewall("fw1")
+	same(e, "applied", f.AppliedRev, r.Revision)
+	same(e, "proof", f.Proof, r.Got)
+	same(e, "proved", f.ProvedAt, r.EndedAt)
+	same(e, "last run", f.LastRun, r.ID)
+	same(e, "incident", f.Incident, inc)
+	same(e, "state", parry.Derive(&b, &f, false), parry.StateEnforced)
+	ds, err := e.NextDeliveries(e.Context(), "mail", 10)
+	e.ok(err)
+	same(e, "notifications", len(ds), 1)
+	r2 := e.run(l)
+	r2.Revision = r.Revision - 1 // a run that read before the last one: revisions never go back
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r2, Applied: true, Dirty: true}))
+	f = e.firewall("fw1")
+	same(e, "applied stays", f.AppliedRev, r.Revision)
+	same(e, "incident closed", f.Incident.Open(), false)
+	if f.DirtyRev <= f.AppliedRev {
+		e.Fatal("a drift must make dirty")
+	}
+	p, err := e.Runs(e.Context(), parry.RunFilter{Firewall: "fw1", Limit: 1})
+	e.ok(err)
+	same(e, "newest first", len(p.Items) == 1 && p.Next != "", true)
+	p, err = e.Runs(e.Context(), parry.RunFilter{State: parry.RunSucceeded})
+	e.ok(err)
+	same(e, "succeeded", len(p.Items), 1)
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: e.run(l), Applied: true, Retired: true}))
+	_, err = e.FirewallState(e.Context(), "fw1")
+	e.wantKind(err, parry.KindNotFound)
+	_, err = e.Store.Run(e.Context(), "r-none")
+	e.wantKind(err, parry.KindNotFound)
+}
+
+func runsOfADeadControllerAreAbandoned(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	l1, l2 := e.lane("fw1"), e.lane("fw2")
+	mine, other := e.run(l1), e.run(l2)
+	e.ok(e.BeginRun(e.Context(), mine))
+	e.ok(e.BeginRun(e.Context(), other))
+	e.ok(e.AbandonRuns(e.Context(), "fw1"))
+	r, err := e.Store.Run(e.Context(), mine.ID)
+	e.ok(err)
+	same(e, "state", r.State, parry.RunUnknown)
+	same(e, "ended", r.EndedAt, e.clock.Now())
+	r, err = e.Store.Run(e.Context(), other.ID)
+	e.ok(err)
+	same(e, "another's", r.State, parry.RunRunning)
+}
+
+func lanesExclude(e *env) {
+	_, err := e.AcquireLane(e.Context(), "fw1")
+	e.wantKind(err, parry.KindNotFound)
+	e.sync("fw1@a", "fw2@a")
+	l := e.lane("fw1")
+	same(e, "epoch", l.Epoch, 1)
+	e.lane("fw2")
+	if _, err := e.AcquireLane(e.Context(), "fw1"); !errors.Is(err, store.ErrLaneTaken) {
+		e.Fatalf("got %v, want ErrLaneTaken", err)
+	}
+	if e.postgres() {
+		if _, err := e.replica().AcquireLane(e.Context(), "fw1"); !errors.Is(err, store.ErrLaneTaken) {
+			e.Fatalf("got %v, want ErrLaneTaken", err)
+		}
+	}
+	e.ok(l.Release(e.Context()))
+	<-l.Lost()
+	same(e, "epoch grows", e.lane("fw1").Epoch, 2)
+}
+
+func laneEpochsFence(e *env) {
+	e.sync("fw1@a")
+	l := e.lane("fw1")
+	e.ok(l.RaiseEpoch(e.Context(), 41))
+	same(e, "epoch", l.Epoch, 42)
+	e.ok(l.RaiseEpoch(e.Context(), 7))
+	same(e, "epoch", l.Epoch, 43)
+	old := e.run(l)
+	e.ok(e.BeginRun(e.Context(), old))
+	e.ok(l.Release(e.Context()))
+	e.lane("fw1")
+	err := e.FinishRun(e.Context(), parry.FinishRun{Run: old, Applied: true, Incident: parry.Incident{Since: e.clock.Now()}})
+	if !errors.Is(err, store.ErrLaneLost) {
+		e.Fatalf("got %v, want ErrLaneLost", err)
+	}
+	f := e.firewall("fw1")
+	same(e, "applied", f.AppliedRev, 0)
+	same(e, "incident", f.Incident.Open(), false)
+	if err := e.BeginRun(e.Context(), old); !errors.Is(err, store.ErrLaneLost) {
+		e.Fatalf("got %v, want ErrLaneLost", err)
+	}
+	if err := l.RaiseEpoch(e.Context(), 0); !errors.Is(err, store.ErrLaneLost) {
+		e.Fatalf("got %v, want ErrLaneLost", err)
+	}
+}
+
+func outboxDeliversAtLeastOnce(e *env) {
+	now := e.clock.Now()
+	n := func(id parry.NotificationID) parry.Notification {
+		return parry.Notification{ID: id, Kind: parry.NotifyFailed, Firewall: "fw1", CreatedAt: now, Channels: []string{"mail", "webhook"},
+			Report: parry.Report{Firewall: "fw1", Message: "a <b> {{ x }} \x00", Since: now, WaitingN: 3}}
+	}
+	e.ok(e.Enqueue(e.Context(), []parry.Notification{n("n-1"), n("n-2")}))
+	e.ok(e.Enqueue(e.Context(), []parry.Notification{n("n-1")}))
+	next := func(channel string) (ids []parry.NotificationID) {
+		e.Helper()
+		ds, err := e.NextDeliveries(e.Context(), channel, 10)
+		e.ok(err)
+		for _, d := range ds {
+			want := n(d.ID)
+			want.Channels = []string{channel}
+			if diff := cmp.Diff(want, d.Notification); diff != "" {
+				e.Fatal(diff)
+			}
+			ids = append(ids, d.ID)
+		}
+		return ids
+	}
+	want := func(what string, got []parry.NotificationID, want ...parry.NotificationID) {
+		e.Helper()
+		if !slices.Equal(got, want) {
+			e.Fatalf("%s: got %v, want %v", what, got, want)
+		}
+	}
+	want("both", next("mail"), "n-1", "n-2")
+	want("in hand", next("mail"))
+	want("another channel", next("webhook"), "n-1", "n-2")
+	e.ok(e.Delivered(e.Context(), "n-1", "mail"))
+	e.ok(e.DeliveryFailed(e.Context(), "n-2", "mail", "451 later", e.clock.Now().Add(10*time.Minute)))
+	st, err := e.OutboxStats(e.Context())
+	e.ok(err)
+	if d := cmp.Diff([]store.OutboxStats{{Channel: "mail", Waiting: 1, Failing: 1, Oldest: now, LastError: "451 later"},
+		{Channel: "webhook", Waiting: 2, Oldest: now}}, st); d != "" {
+		e.Fatal(d)
+	}
+	e.clock.Advance(5 * time.Minute)
+	want("not before its time", next("mail"))
+	want("the worker died", next("webhook"), "n-1", "n-2")
+	e.clock.Advance(5 * time.Minute)
+	want("again", next("mail"), "n-2")
+	e.ok(e.Delivered(e.Context(), "n-2", "mail"))
+	e.clock.Advance(time.Hour)
+	want("done", next("mail"))
+	c, err := e.Counts(e.Context())
+	e.ok(err)
+	same(e, "undelivered", c.Undelivered, 2)
+	same(e, "oldest", c.OldestUnsent, now)
+	e.wantKind(e.Delivered(e.Context(), "n-9", "mail"), parry.KindNotFound)
+}
+
+func tokensComeAndGo(e *env) {
+	now := e.clock.Now()
+	k := parry.Token{ID: parry.NewTokenID(now), Name: "ossim", Role: parry.RoleTrigger, Hash: [32]byte{1, 2, 3}, CreatedBy: "root", CreatedAt: now,
+		ExpiresAt: now.Add(time.Hour), Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
+		Firewalls: []string{"edge", "fw1"}, MaxTTL: time.Hour, Rate: 60}
+	e.ok(e.CreateToken(e.Context(), k))
+	got, err := e.TokenByID(e.Context(), k.ID)
+	e.ok(err)
+	if d := cmp.Diff(k, got, byAddr); d != "" {
+		e.Fatal(d)
+	}
+	same := k
+	same.ID = "t-other"
+	e.wantKind(e.CreateToken(e.Context(), same), parry.KindConflict)
+	e.ok(e.TouchToken(e.Context(), k.ID, now.Add(90*time.Second)))
+	e.ok(e.TouchToken(e.Context(), k.ID, now.Add(100*time.Second)))
+	e.ok(e.RevokeToken(e.Context(), k.ID, "root"))
+	e.ok(e.RevokeToken(e.Context(), k.ID, "root"))
+	k.LastUsed, k.RevokedAt = now.Add(time.Minute), now
+	e.ok(e.CreateToken(e.Context(), same))
+	all, err := e.Tokens(e.Context())
+	e.ok(err)
+	if d := cmp.Diff([]parry.Token{k, same}, all, byAddr); d != "" {
+		e.Fatal(d)
+	}
+	_, err = e.TokenByID(e.Context(), "t-none")
+	e.wantKind(err, parry.KindNotFound)
+	e.wantKind(e.RevokeToken(e.Context(), "t-none", "root"), parry.KindNotFound)
+}
+
+func pruneKeepsWhatIsNeeded(e *env) {
+	e.sync("fw1@a")
+	l := e.lane("fw1")
+	old := e.put(e.keyed(e.ask("203.0.113.1"), "k1", "b")).Block
+	_, _, err := e.EndBlock(e.Context(), old.ID, "anna")
+	e.ok(err)
+	live := e.put(e.askFor(at("203.0.113.2"), 1000*time.Hour)).Block
+	r1 := e.run(l)
+	r1.State = parry.RunSucceeded
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r1, Notifications: []parry.Notification{
+		{ID: "n-1", CreatedAt: e.clock.Now(), Channels: []string{"mail"}}, {ID: "n-2", CreatedAt: e.clock.Now(), Channels: []string{"mail"}}}}))
+	e.ok(e.Delivered(e.Context(), "n-1", "mail"))
+	e.clock.Advance(100 * time.Hour)
+	keep := parry.Retention{EndedBlocks: 48 * time.Hour, Runs: 48 * time.Hour, RunCount: 1, Idempotency: 48 * time.Hour, Outbox: 48 * time.Hour}
+	prune := func() parry.Pruned {
+		e.Helper()
+		p, err := e.Prune(e.Context(), keep)
+		e.ok(err)
+		return p
+	}
+	same(e, "not lifted yet", prune(), parry.Pruned{Runs: 1, Keys: 1, Notifications: 1})
+	e.block(old.ID)
+	var last parry.Run
+	for range 3 {
+		e.clock.Advance(time.Second)
+		last = e.run(l)
+		last.State = parry.RunSucceeded
+		e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: last, Applied: true}))
+	}
+	same(e, "lifted", prune(), parry.Pruned{Blocks: 1, Runs: 2})
+	_, err = e.Block(e.Context(), old.ID)
+	e.wantKind(err, parry.KindNotFound)
+	e.block(live.ID)
+	_, err = e.Store.Run(e.Context(), last.ID)
+	e.ok(err)
+	c, err := e.Counts(e.Context())
+	e.ok(err)
+	same(e, "counts", [3]int64{c.LiveBlocks, c.EndedBlocks, c.Undelivered}, [3]int64{1, 0, 1})
+	same(e, "the key is free again", e.put(e.keyed(e.ask("203.0.113.1"), "k1", "other")).Created, true)
+}
+
+func wakesCoalesce(e *env) {
+	ctx, cancel := context.WithCancel(e.Context())
+	defer cancel()
+	desired, applied, outbox := e.Desired(ctx), e.Applied(ctx), e.Outbox(ctx)
+	if e.postgres() { // what another replica wrote wakes too; what was heard at the start may still come
+		other := e.replica()
+		other.Desired(ctx)
+	}
+	e.sync("fw1@a")
+	e.woken(desired, "a firewall")
+	for range 3 {
+		e.put(e.ask("203.0.113.7"))
+	}
+	e.woken(desired, "a block")
+	e.ok(e.FinishRun(ctx, parry.FinishRun{Run: e.run(e.lane("fw1"))}))
+	e.woken(applied, "a run")
+	e.ok(e.Enqueue(ctx, []parry.Notification{{ID: "n-1", Channels: []string{"mail"}, CreatedAt: e.clock.Now()}}))
+	e.woken(outbox, "a notification")
+}
+
+func TestPostgres_replicasWakeEachOther(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, engines[1].open(t))
+	other := e.replica()
+	desired := other.Desired(t.Context())
+	for i := range 3 {
+		e.put(e.ask(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}).String()))
+		e.woken(desired, "by another replica")
+	}
+}
+
+func TestPostgres_laneIsLostWithItsConnection(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, engines[1].open(t))
+	e.sync("fw1@a", "fw2@a")
+	l1, l2 := e.lane("fw1"), e.lane("fw2")
+	other := e.replica()
+	_, err := e.raw().ExecContext(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_locks
+		WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+	e.ok(err)
+	e.woken(l1.Lost(), "lane 1 is lost")
+	e.woken(l2.Lost(), "lane 2 is lost")
+	taken, err := other.AcquireLane(t.Context(), "fw1")
+	e.ok(err)
+	same(e, "epoch", taken.Epoch, 2)
+	e.ok(l1.Release(t.Context()))
+	again := e.lane("fw2")
+	same(e, "epoch", again.Epoch, 2)
+}
+
+func TestPostgres_writerSurvivesItsConnection(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, engines[1].open(t))
+	e.put(e.ask("203.0.113.1"))
+	_, err := e.raw().ExecContext(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+	e.ok(err)
+	same(e, "count", e.put(e.ask("203.0.113.1")).Block.Count, 2)
+}
