@@ -278,17 +278,25 @@ func (v value) strs() []string {
 }
 
 // time reads RFC 3339, strictly.
-func (v value) time() (t time.Time) {
+func (v value) time() time.Time {
 	s := v.word()
 	if v.wrong.at(v.pointer) {
-		return t
+		return time.Time{}
 	}
-	if err := t.UnmarshalText([]byte(s)); err != nil {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil || !strictTime(s) {
 		v.wrong.add(v.pointer, "write the time as RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+02:00")
 	} else if t.Year() < 2000 {
 		v.wrong.add(v.pointer, "%s is before 2000: check the sender's clock", s)
 	}
 	return t.UTC().Truncate(time.Microsecond)
+}
+
+// strictTime refuses what time.Parse takes beyond RFC 3339: hours of one digit, a comma before fractions, offsets of a day and more.
+func strictTime(s string) bool {
+	offset := len(s) - len("+23:59")
+	return s[len("2006-01-02T15")] == ':' && !strings.Contains(s, ",") &&
+		(s[len(s)-1] == 'Z' || s[offset+1:offset+3] < "24" && s[offset+4:] < "60")
 }
 
 func cut(s string, n int) string {
