@@ -193,11 +193,20 @@ func into[T any](t testing.TB, r response, status int) (v T) {
 func (b *bench) run(firewall string, failure parry.Failure, rejects ...parry.Reject) {
 	b.t.Helper()
 	ctx := context.Background()
+	lane, err := b.store.AcquireLane(ctx, firewall)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer func() {
+		if err := lane.Release(ctx); err != nil {
+			b.t.Error(err)
+		}
+	}()
 	rev, err := b.store.Revision(ctx)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	r := parry.Run{ID: parry.NewRunID(b.clock.now()), Firewall: firewall, Kind: parry.RunApply, State: parry.RunRunning, Revision: rev,
+	r := parry.Run{Epoch: lane.Epoch, ID: parry.NewRunID(b.clock.now()), Firewall: firewall, Kind: parry.RunApply, State: parry.RunRunning, Revision: rev,
 		StartedAt: b.clock.now()}
 	if err := b.store.BeginRun(ctx, r); err != nil {
 		b.t.Fatal(err)

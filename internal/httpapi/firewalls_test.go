@@ -1,0 +1,154 @@
+package httpapi
+
+import (
+	"context"
+	"io"
+	"io/fs"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/parry/parry/api"
+	"github.com/parry/parry/internal/parry"
+)
+
+func TestFirewalls_holdAndRelease(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := into[api.Firewall](t, b.do(parry.RoleOperator, "PUT", "/api/v1/firewalls/edge-a/hold", `{"reason":"upgrade {{ x }}"}`), 200)
+	if held.State != "held" || held.Hold.By != "operator" || held.Hold.Reason != "upgrade {{ x }}" || held.Groups[0] != "edge" || held.Bundle != "pfsense" {
+		t.Errorf("got %+v", held)
+	}
+	if got := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201); got.State != "held" || got.Status[0].Reason != "held by operator" {
+		t.Errorf("a block on a held firewall: %+v", got)
+	}
+	if got := into[api.Firewall](t, b.do(parry.RoleOperator, "DELETE", "/api/v1/firewalls/edge-a/hold", ""), 200); got.State != "pending" || got.Hold.By != "" {
+		t.Errorf("released: %+v", got)
+	}
+	for _, fw := range into[api.FirewallList](t, b.do(parry.RoleOperator, "PUT", "/api/v1/hold", ""), 200).Items {
+		if fw.State != "held" {
+			t.Errorf("%s is %s after a hold of all", fw.Name, fw.State)
+		}
+	}
+	into[api.FirewallList](t, b.do(parry.RoleOperator, "DELETE", "/api/v1/hold", ""), 200)
+	if got := into[api.Firewall](t, b.do(parry.RoleReader, "GET", "/api/v1/firewalls/core", ""), 200); got.State != "pending" {
+		t.Errorf("after the release of all: %+v", got)
+	}
+}
+
+func TestFirewalls_words(t *testing.T) {
+	t.Parallel()
+	verified := make(chan string, 1)
+	b := newBench(t, func(o *Options) {
+		o.Verify = func(_ context.Context, name string) error { verified <- name; return nil }
+		o.Phase = func(string) string { return "idle" }
+	})
+	order := func(what string) api.Firewall {
+		return into[api.Firewall](t, b.do(parry.RoleApprover, "POST", "/api/v1/firewalls/edge-a/"+what, ""), 202)
+	}
+	if got := order("adopt"); !got.Adopt || got.Phase != "idle" {
+		t.Errorf("got %+v", got)
+	}
+	if got := order("approve"); !got.Approved {
+		t.Errorf("got %+v", got)
+	}
+	if order("verify"); <-verified != "edge-a" {
+		t.Error("another firewall was verified")
+	}
+	if r := b.do(parry.RoleApprover, "POST", "/api/v1/firewalls/edge-a/retire", ""); r.StatusCode/100 != 2 && r.StatusCode != 409 {
+		t.Errorf("retire: %d %s", r.StatusCode, r.body)
+	}
+}
+
+func TestFirewalls_showIncidentsRejectsAndProofs(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	id := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201).ID
+	b.run("edge-a", "", parry.Reject{Firewall: "edge-a", BlockID: parry.BlockID(id), Code: "source_protected", At: time.Now()})
+	b.run("edge-b", parry.FailHostKey)
+	a := into[api.Firewall](t, b.do(parry.RoleReader, "GET", "/api/v1/firewalls/edge-a", ""), 200)
+	if a.State != "proved" || a.Proof.Count != 1 || len(a.Rejects) != 1 || a.Rejects[0].BlockID != id || a.ProvedAt.IsZero() {
+		t.Errorf("got %+v", a)
+	}
+	z := into[api.Firewall](t, b.do(parry.RoleReader, "GET", "/api/v1/firewalls/edge-b", ""), 200)
+	if z.State != "failing" || z.Incident.Failure != "host_key" || z.Incident.Attempts != 1 {
+		t.Errorf("got %+v", z)
+	}
+}
+
+// files are a run's, in memory.
+type files map[parry.RunID]string
+
+func (f files) Log(r parry.Run) (io.ReadCloser, error) {
+	text, ok := f[r.ID]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return io.NopCloser(strings.NewReader(text)), nil
+}
+
+func (f files) Events(r parry.Run) (io.ReadCloser, error) { return f.Log(r) }
+
+func TestRuns_listFilesAndState(t *testing.T) {
+	t.Parallel()
+	kept := files{}
+	b := newBench(t, func(o *Options) { o.RunFiles = kept })
+	b.run("edge-a", "")
+	b.run("edge-b", parry.FailUnreachable)
+	failed := into[api.RunPage](t, b.do(parry.RoleReader, "GET", "/api/v1/runs?state=failed", ""), 200).Items
+	if len(failed) != 1 || failed[0].Firewall != "edge-b" || failed[0].Failure != "unreachable" {
+		t.Fatalf("got %+v", failed)
+	}
+	if got := into[api.RunPage](t, b.do(parry.RoleReader, "GET", "/api/v1/runs?firewall=edge-a", ""), 200).Items; len(got) != 1 || got[0].State != "succeeded" {
+		t.Errorf("got %+v", got)
+	}
+	path := "/api/v1/runs/" + failed[0].ID
+	if r := b.do(parry.RoleReader, "GET", path+"/log", ""); r.StatusCode != 404 || !strings.Contains(r.body, "gone") {
+		t.Errorf("files that are gone: %s", r.body)
+	}
+	kept[parry.RunID(failed[0].ID)] = "<script>hostile</script>\n"
+	for _, what := range []string{"/log", "/events"} {
+		r := b.do(parry.RoleReader, "GET", path+what, "")
+		if r.StatusCode != 200 || r.body != kept[parry.RunID(failed[0].ID)] || r.Header.Get("X-Content-Type-Options") != "nosniff" ||
+			strings.Contains(r.Header.Get("Content-Type"), "html") || r.Header.Get("Content-Disposition") != "attachment" {
+			t.Errorf("%s: %d %v %s", what, r.StatusCode, r.Header, r.body)
+		}
+	}
+	into[api.Run](t, b.do(parry.RoleReader, "GET", path, ""), 200)
+}
+
+func TestExemptions_endBlocksAndRefuseNewOnes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	id := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201).ID
+	made := into[api.CreatedExemption](t, b.do(parry.RoleApprover, "POST", "/api/v1/exemptions", `{"prefix":"203.0.113.0/24","reason":"our partner","ttl":"1d"}`), 201)
+	if len(made.EndedBlocks) != 1 || made.EndedBlocks[0] != id || made.Exemption.CreatedBy != "approver" || made.Exemption.ExpiresAt.IsZero() {
+		t.Fatalf("got %+v", made)
+	}
+	if got := into[api.Block](t, b.do(parry.RoleTrigger, "GET", "/api/v1/blocks/"+id, ""), 200); got.EndReason != "exempted" {
+		t.Errorf("got %+v", got)
+	}
+	r := b.do(parry.RoleAdmin, "POST", "/api/v1/blocks", goodBlock)
+	if p := r.problem(t); p.Status != 422 || !strings.Contains(p.Errors[0].Detail, made.Exemption.ID) || !strings.Contains(p.Errors[0].Detail, "our partner") {
+		t.Errorf("the refusal does not name the exemption: %s", r.body)
+	}
+	list := into[api.ExemptionList](t, b.do(parry.RoleReader, "GET", "/api/v1/exemptions", ""), 200).Items
+	if len(list) != 2 {
+		t.Errorf("the list holds %+v", list)
+	}
+	if r := b.do(parry.RoleApprover, "DELETE", "/api/v1/exemptions/"+made.Exemption.ID, ""); r.StatusCode != 204 {
+		t.Errorf("%d %s", r.StatusCode, r.body)
+	}
+	into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201)
+}
+
+func TestExemptions_endByThemselves(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	into[api.CreatedExemption](t, b.do(parry.RoleApprover, "POST", "/api/v1/exemptions", `{"prefix":"203.0.113.7","reason":"x","ttl":"1h"}`), 201)
+	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock); r.StatusCode != 422 {
+		t.Errorf("%d %s", r.StatusCode, r.body)
+	}
+	b.clock.advance(time.Hour)
+	into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201)
+}
