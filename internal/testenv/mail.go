@@ -124,6 +124,7 @@ func NewMail(o MailOptions) (*Mail, error) {
 // Close ends the server and its connections.
 func (m *Mail) Close() {
 	_ = m.server.Close()
+	_ = m.listener.Close() // the server does not know it before Serve has begun
 	m.mu.Lock()
 	for _, c := range m.stuck {
 		_ = c.Close()

@@ -1,0 +1,283 @@
+package mail
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"html/template"
+	"mime"
+	"net/textproto"
+	"strings"
+	texttemplate "text/template"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/jordan-wright/email"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+const maxSubject = 200 // runes; jordan-wright/email does not fold headers
+
+//go:embed mail.html.tmpl
+var htmlText string
+
+//go:embed mail.txt.tmpl
+var plainText string
+
+var (
+	htmlMail  = template.Must(template.New("html").Parse(htmlText))
+	plainMail = texttemplate.Must(texttemplate.New("text").Parse(plainText))
+)
+
+// phrases say what a failure is, after "fw-a ".
+var phrases = map[parry.Failure]string{
+	parry.FailUnreachable:       "unreachable",
+	parry.FailAuthentication:    "refuses parry's ssh key",
+	parry.FailHostKey:           "shows a wrong host key",
+	parry.FailTimeout:           "timed out",
+	parry.FailPlaybook:          "not converged, the playbook is broken,",
+	parry.FailInventory:         "missing from the inventory",
+	parry.FailTask:              "failing",
+	parry.FailProof:             "holds something else than parry sent",
+	parry.FailNoProof:           "gave no proof",
+	parry.FailStaleEpoch:        "knows a newer parry database",
+	parry.FailForeignController: "belongs to another parry",
+	parry.FailFlushed:           "was flushed by hand",
+	parry.FailBusy:              "busy",
+	parry.FailPFRefused:         "refused the rules",
+	parry.FailConfigChanged:     "keeps being changed meanwhile",
+	parry.FailStructure:         "lacks the primary's structure",
+	parry.FailCapacity:          "is full",
+	parry.FailBundle:            "not converged, the bundle cannot be used,",
+	parry.FailApproval:          "waits for approval",
+	parry.FailOrphan:            "blocked by a run of a killed parry",
+	parry.FailInternal:          "not converged, parry has a problem,",
+}
+
+func phrase(f parry.Failure) string {
+	if p, ok := phrases[f]; ok {
+		return p
+	}
+	return "failing"
+}
+
+// page is what the templates show: every text cleaned, every time in UTC.
+type page struct {
+	Title     string
+	Lead      string // one sentence
+	Facts     []fact
+	Hint      string
+	Lists     []list
+	Command   string
+	Log       []string
+	Footer    string
+	Recovered bool
+}
+
+type fact struct{ Name, Value string }
+
+type list struct {
+	Title string
+	Lines []string
+	More  int
+}
+
+// Compose makes the whole message. It is the same for every attempt, but for the boundaries of its parts.
+func (m *Mailer) Compose(d parry.Delivery) ([]byte, error) {
+	p := newPage(&d)
+	h := textproto.MIMEHeader{}
+	h.Set("Message-Id", m.messageID(d.ID))
+	if d.Incident != "" && d.Incident != d.ID {
+		h.Set("In-Reply-To", m.messageID(d.Incident))
+		h.Set("References", m.messageID(d.Incident))
+	}
+	h.Set("X-Parry-Kind", line(string(d.Kind)))
+	h.Set("X-Parry-Firewall", line(d.Firewall))
+	h.Set("X-Parry-Notification", line(string(d.ID)))
+	if d.Report.Failure != "" {
+		h.Set("X-Parry-Failure", line(string(d.Report.Failure)))
+	}
+	return m.compose(p, h, d.CreatedAt)
+}
+
+func (m *Mailer) composeTest() ([]byte, error) {
+	now := m.o.Now()
+	h := textproto.MIMEHeader{}
+	h.Set("Message-Id", m.messageID(parry.NewNotificationID(now)))
+	h.Set("X-Parry-Kind", "test")
+	return m.compose(&page{
+		Title: "parry: test mail",
+		Lead:  "Mail from parry arrives. It will come here when a firewall fails, and when it has recovered.",
+		Facts: []fact{{"Sent by", clean(m.o.Helo, false)}, {"At", stamp(now)}}, Footer: footer, Recovered: true,
+	}, h, now)
+}
+
+func (m *Mailer) compose(p *page, h textproto.MIMEHeader, date time.Time) ([]byte, error) {
+	h.Set("Date", date.UTC().Format(time.RFC1123Z))
+	h.Set("Auto-Submitted", "auto-generated")
+	h.Set("X-Auto-Response-Suppress", "All")
+	e := &email.Email{From: m.from.String(), Subject: subject(p.Title), Headers: h}
+	for _, a := range m.to {
+		e.To = append(e.To, a.String())
+	}
+	var text, html bytes.Buffer
+	if err := plainMail.Execute(&text, p); err != nil {
+		return nil, err
+	}
+	if err := htmlMail.Execute(&html, p); err != nil {
+		return nil, err
+	}
+	e.Text, e.HTML = text.Bytes(), html.Bytes()
+	return e.Bytes()
+}
+
+// subject is one clean line, short enough for a header that is not folded when it is encoded too.
+func subject(title string) string {
+	s := cut(line(title), maxSubject)
+	for len(mime.QEncoding.Encode("UTF-8", s)) > 900 {
+		s = cut(s, utf8.RuneCountInString(s)*3/4)
+	}
+	return s
+}
+
+// messageID is stable, so that a repeat shows as the same mail and a recovery under its failure.
+func (m *Mailer) messageID(id parry.NotificationID) string {
+	_, domain, _ := strings.Cut(m.from.Address, "@")
+	return "<" + line(string(id)) + "@" + domain + ">"
+}
+
+const footer = "Sent by parry, which keeps trying. One mail for each incident, one when it is over."
+
+func newPage(d *parry.Delivery) *page {
+	r := &d.Report
+	fw := line(r.Firewall)
+	p := &page{Footer: footer}
+	since := clock(r.Since, d.CreatedAt)
+	switch d.Kind {
+	case parry.NotifyRecovered:
+		p.Recovered = true
+		took := r.Until.Sub(r.Since).Round(time.Second)
+		if r.Failure == parry.FailProof {
+			p.Title = fmt.Sprintf("parry: %s had drifted, repaired at %s", fw, clock(r.Until, d.CreatedAt))
+			p.Lead = fmt.Sprintf("%s held something else than parry had proved. It was put right within %s and has proved what it holds.", fw, took)
+			break
+		}
+		p.Title = fmt.Sprintf("parry: %s recovered at %s, after %s", fw, clock(r.Until, d.CreatedAt), took)
+		p.Lead = fmt.Sprintf("%s is well again: it has proved what it holds. It was %s from %s to %s.", fw,
+			strings.TrimSuffix(phrase(r.Failure), ","), stamp(r.Since), stamp(r.Until))
+	case parry.NotifyRejected:
+		p.Title = fmt.Sprintf("parry: %s rejects %s", fw, blocks(r.RejectsN))
+		p.Lead = fmt.Sprintf("%s cannot take %s. All others are in force; these are not.", fw, blocks(r.RejectsN))
+	default:
+		p.Title = fmt.Sprintf("parry: %s %s since %s, %s not in force", fw, phrase(r.Failure), since, blocks(r.WaitingN))
+		p.Lead = fmt.Sprintf("%s: %s since %s. %s.", fw, strings.TrimSuffix(phrase(r.Failure), ","), stamp(r.Since), inForce(r))
+	}
+	add := func(name, value string) {
+		if value = line(value); value != "" {
+			p.Facts = append(p.Facts, fact{name, value})
+		}
+	}
+	add("Firewall", strings.TrimSpace(fw+" "+r.Host))
+	if d.Kind == parry.NotifyFailed {
+		add("What failed", string(r.Failure))
+		add("Task", r.Task)
+		add("It said", cut(clean(r.Message, false), 1000))
+		if !r.NextTry.IsZero() {
+			add("Next try", fmt.Sprintf("%s (tried %d so far)", clock(r.NextTry, d.CreatedAt), r.Attempts))
+		}
+		p.Hint = clean(r.Hint, false)
+	}
+	if d.Kind == parry.NotifyRecovered && r.Attempts > 0 {
+		add("Attempts", fmt.Sprint(r.Attempts))
+	}
+	add("In force", fmt.Sprint(r.Enforced))
+	if r.WaitingN > 0 {
+		p.Lists = append(p.Lists, newList("Not in force", r.Waiting, r.WaitingN))
+	}
+	if r.RejectsN > 0 {
+		p.Lists = append(p.Lists, newList("Rejected", r.Rejects, r.RejectsN))
+	}
+	if b := r.Bundle; b.Name != "" {
+		v := strings.TrimSpace(b.Name + " " + b.Version)
+		if b.Digest != "" {
+			v += ", digest " + cut(b.Digest, 12)
+		}
+		if b.Commit != "" {
+			v += ", commit " + cut(b.Commit, 12)
+		}
+		add("Bundle", v)
+	}
+	add("Run", string(r.RunID))
+	p.Command = clean(r.Command, false)
+	if tail := strings.TrimRight(clean(r.LogTail, true), "\n"); tail != "" {
+		p.Log = strings.Split(tail, "\n")
+	}
+	return p
+}
+
+func inForce(r *parry.Report) string {
+	switch {
+	case r.WaitingN == 0:
+		return "Nothing is waiting; what it has proved stays in force as far as parry knows"
+	case r.WaitingN == 1:
+		return "1 block is not in force there"
+	}
+	return fmt.Sprintf("%d blocks are not in force there", r.WaitingN)
+}
+
+func newList(title string, lines []string, n int) list {
+	l := list{Title: fmt.Sprintf("%s (%d)", title, n), More: n - len(lines)}
+	for _, s := range lines {
+		l.Lines = append(l.Lines, line(s))
+	}
+	return l
+}
+
+func blocks(n int) string {
+	if n == 1 {
+		return "1 block"
+	}
+	return fmt.Sprintf("%d blocks", n)
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+
+// clock is short where the day is the mail's.
+func clock(t, mail time.Time) string {
+	if t.UTC().Format(time.DateOnly) == mail.UTC().Format(time.DateOnly) {
+		return t.UTC().Format("15:04 UTC")
+	}
+	return t.UTC().Format("2006-01-02 15:04 UTC")
+}
+
+// line is one line of clean text.
+func line(s string) string { return strings.TrimSpace(clean(s, false)) }
+
+// clean makes hostile text inert where it is shown as it is: no control or direction-changing characters, no line ends but where they are
+// meant, valid UTF-8.
+func clean(s string, lines bool) string {
+	s = strings.ReplaceAll(s, "\r\n", "\n")
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' && lines:
+			return r
+		case r == '\n', r == '\t', r == '\u2028', r == '\u2029':
+			return ' '
+		case r == utf8.RuneError:
+			return '\uFFFD'
+		case unicode.Is(unicode.Cc, r), unicode.Is(unicode.Cf, r), unicode.Is(unicode.Co, r):
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+}
+
+// cut shortens to n runes.
+func cut(s string, n int) string {
+	if utf8.RuneCountInString(s) <= n {
+		return s
+	}
+	return string([]rune(s)[:n-1]) + "…"
+}
