@@ -285,6 +285,23 @@ func TestFlush_worksWhileARunHangs(t *testing.T) {
 	f.wantFailure(f.apply(mixed, nil), "flushed")
 }
 
+func TestFlush_opensTheFirewallEvenWhenPfRefusesTheRuleset(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, nil)
+	f.Fault("pf-refuse")
+	f.wantFailure(f.play("flush.yml", nil), "pf_refused")
+	if left := f.tableEntries(); len(left) != 0 {
+		t.Errorf("tables hold %v", left)
+	}
+	f.Fault("off")
+	f.wantFailure(f.apply(mixed, nil), "flushed")
+	f.wantProof(f.play("flush.yml", nil))
+	if strings.Contains(f.Config(), "parry_") {
+		t.Error("the second flush left something of parry's in config.xml")
+	}
+}
+
 func TestRun_takesOverNothingElseFromTheFirewallsAnswer(t *testing.T) {
 	t.Parallel()
 	f := start(t, "2.7.2")

@@ -245,6 +245,7 @@ func TestApply_repairsWhatSomebodyTookAway(t *testing.T) {
 		"an entry":                                 func() { f.SSH("for t in $(pfctl -sT | grep parry_); do pfctl -q -t $t -T flush; done") },
 		"a rule, in the web interface":             func() { f.GUISave("delete=" + f.tracker()) },
 		"a rule, disabled":                         func() { f.GUISave("disable=" + f.tracker()) },
+		"all, as pf is switched off":               func() { f.SSH("pfctl -q -d") },
 		"all, by a reboot with /var on a RAM disk": func() { f.Reboot(true) },
 	} {
 		damage()

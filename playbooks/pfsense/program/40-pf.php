@@ -15,7 +15,8 @@ function parry_table_path(string $id): string
 
 /**
  * Reads the loaded ruleset and tells which of our rules really stand in it: block, in, quick, and matching exactly what their name says, on
- * nothing but their own table. A rule that someone narrowed (a flag, a tag, another port) hashes to another name and does not count.
+ * nothing but their own table. A rule that someone narrowed (a flag, a tag, another port) hashes to another name and does not count. No rule
+ * counts while pf is switched off.
  *
  * @param array<string,string> $real pf's interface name → key
  * @return array<string,array> groups without sources, by id
@@ -23,7 +24,11 @@ function parry_table_path(string $id): string
 function parry_loaded_rules(array $real): array
 {
     $protocols = $rules = [];
-    foreach (explode("\n", (string)shell_exec('/sbin/pfctl -sr 2>/dev/null')) as $line) {
+    $shown = (string)shell_exec('/sbin/pfctl -si 2>/dev/null; /sbin/pfctl -sr 2>/dev/null');
+    if (preg_match('/^Status: Disabled/m', $shown)) {
+        return [];
+    }
+    foreach (explode("\n", $shown) as $line) {
         $line = preg_replace('/\s+/', ' ', trim($line));
         if (!str_starts_with($line, 'block ') || !preg_match('/^(.*?) from [<$]parry_([0-9a-f]{12})(?::\d+)?>? to (.*)$/D', $line, $part)) {
             continue;

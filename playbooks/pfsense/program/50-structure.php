@@ -187,7 +187,7 @@ function parry_shift_separators(array $separators, array $old_rules, int $ours):
 function parry_load_and_write(array $rules, string $hash, string $message): void
 {
     parry_put($rules);
-    if (filter_configure_sync(false) !== 0) {
+    if (filter_configure_sync(false) !== 0 && !config_path_enabled('system', 'disablefilter')) {
         $reason = parry_reload_status();
         parry_reload_old();
         throw new ParryFailure('pf_refused', "pf did not load the ruleset; nothing was written, the old rules are in force. pf said: {$reason}");

@@ -303,8 +303,12 @@ function parry_flush(array $run, array $firewall): array
             $loaded = parry_fill_tables($wanted, parry_loaded($firewall['real']));
         } else {
             array_map('unlink', array_keys($files));        /* first: should the load fail, the old rules come back without entries */
-            if ($plan['changed']) {
-                parry_load_and_write([], parry_config_hash(), 'flushed by hand');
+            try {
+                if ($plan['changed']) {
+                    parry_load_and_write([], parry_config_hash(), 'flushed by hand');
+                }
+            } catch (ParryFailure $failure) {
+                throw new ParryFailure($failure->failure, "the tables are empty and the hold is set, but the rules could not be taken out: {$failure->getMessage()}");
             }
             $loaded = parry_loaded($firewall['real']);
         }
