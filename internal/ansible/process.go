@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -30,6 +31,7 @@ type launcher struct {
 	// marker is an environment entry that only this run's processes have. Workers of ansible-core 2.19 and later are sessions of their
 	// own, so that killing the group does not reach them.
 	marker  string
+	instead []string // the program and first arguments to start instead of what go-ansible names, if not empty
 	process *process
 }
 
@@ -58,6 +60,9 @@ func (l *launcher) Command(name string, arg ...string) goexec.Cmder {
 
 // CommandContext takes over ctx: its end is SIGINT to the group, and SIGKILL after the grace.
 func (l *launcher) CommandContext(ctx context.Context, name string, arg ...string) goexec.Cmder {
+	if len(l.instead) > 0 {
+		name, arg = l.instead[0], append(slices.Clone(l.instead[1:]), arg...)
+	}
 	c := exec.Command(name, arg...)
 	c.Dir, c.Env, c.ExtraFiles = l.dir, l.env, l.files
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -30,8 +30,12 @@ const (
 	logTail     = 4 << 10
 )
 
-//go:embed plugins/parry_events.py
-var eventsPlugin []byte
+var (
+	//go:embed plugins/parry_events.py
+	eventsPlugin []byte
+	//go:embed plugins/playbook.py
+	playbookPy []byte
+)
 
 // Options of a Runner. StateDir is required.
 type Options struct {
@@ -56,6 +60,7 @@ type Runner struct {
 	knownHosts, keyFile     string
 	deadline, grace         time.Duration
 	limit                   int64
+	quick                   []string // starts ansible-playbook by playbook.py; empty where that cannot be
 	now                     func() time.Time
 	log                     *slog.Logger
 
@@ -107,6 +112,13 @@ func New(o Options) (*Runner, error) {
 	if err := replaceFile(filepath.Join(r.plugins, "parry_events.py"), eventsPlugin); err != nil {
 		return nil, fmt.Errorf("callback plugin: %w", err)
 	}
+	if python := interpreter(r.playbookBin); python != "" {
+		script := filepath.Join(r.home, "playbook.py")
+		if err := replaceFile(script, playbookPy); err != nil {
+			return nil, fmt.Errorf("start script: %w", err)
+		}
+		r.quick = []string{python, "-I", script}
+	}
 	return r, r.masters.init(r)
 }
 
@@ -145,6 +157,23 @@ func (r *Runner) setPaths(o *Options) (err error) {
 		}
 	}
 	return nil
+}
+
+var pythonRE = regexp.MustCompile(`^#! ?(/\S*/python[0-9.]*)( -\S+)?\n`)
+
+// interpreter is the Python that a script names in its first line, empty when it is no Python script or does not name it by path.
+func interpreter(script string) string {
+	f, err := os.Open(script)
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = f.Close() }()
+	line := make([]byte, 256)
+	n, _ := io.ReadFull(f, line)
+	if m := pythonRE.FindSubmatch(line[:n]); m != nil {
+		return string(m[1])
+	}
+	return ""
 }
 
 // lookPath finds a program by its path, or by its name on the fixed PATH: parry's own environment does not decide.
@@ -283,8 +312,9 @@ func (r *Runner) play(ctx context.Context, s *Spec, dir string, held *os.File) (
 	marker := "PARRY_RUN=" + string(s.RunID)
 	l := &launcher{
 		dir: dir, grace: r.grace, marker: marker,
-		env:   append(r.environ(dir, marker), fmt.Sprintf("PARRY_EVENT_FD=%d", eventFD)),
-		files: []*os.File{ew, held},
+		env:     append(r.environ(dir, marker), fmt.Sprintf("PARRY_EVENT_FD=%d", eventFD)),
+		instead: r.quick,
+		files:   []*os.File{ew, held},
 	}
 	if s.Lock != nil {
 		l.files = append(l.files, s.Lock)
