@@ -151,7 +151,9 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 
 	a.registry = prometheus.NewRegistry()
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newMetrics(a))
-	if a.auth, err = auth.New(auth.Options{Store: a.store, Rate: func() int { return a.config().Limits.RatePerMinute }, Now: a.now, Logger: o.Logger}); err != nil {
+	if a.auth, err = auth.New(auth.Options{
+		Store: a.store, Rate: func() int { return a.config().Limits.RatePerMinute }, Used: a.callers.note, Now: a.now, Logger: o.Logger,
+	}); err != nil {
 		return nil, err
 	}
 	if a.notifier, err = newNotifier(a, cfg); err != nil {
@@ -191,10 +193,9 @@ func ignoreClosed(err error) error {
 func (a *App) Close() error {
 	a.closing.Do(func() {
 		for i := len(a.cleanups) - 1; i >= 0; i-- {
-			if c := a.cleanups[i]; true {
-				if err := c.do(); err != nil {
-					a.closeErr = errors.Join(a.closeErr, fmt.Errorf("close %s: %w", c.name, err))
-				}
+			c := a.cleanups[i]
+			if err := c.do(); err != nil {
+				a.closeErr = errors.Join(a.closeErr, fmt.Errorf("close %s: %w", c.name, err))
 			}
 		}
 	})

@@ -29,10 +29,11 @@ type Store interface {
 // Options of [New]. Store is required.
 type Options struct {
 	Store    Store
-	Rate     func() int       // block requests a minute of a token that has no rate of its own; nil or 0 is no limit
-	CacheFor time.Duration    // how long a token is trusted without a look into the store, and so how late a revocation elsewhere is noticed; 3 s
-	Now      func() time.Time // time.Now
-	Logger   *slog.Logger     // slog.Default()
+	Rate     func() int             // block requests a minute of a token that has no rate of its own; nil or 0 is no limit
+	CacheFor time.Duration          // how long a token is trusted without a look into the store, and so how late a revocation elsewhere is noticed; 3 s
+	Used     func(*parry.Principal) // told of each caller whose token is valid; must be quick. nil: nobody
+	Now      func() time.Time       // time.Now
+	Logger   *slog.Logger           // slog.Default()
 }
 
 // Auth authenticates callers. Safe for concurrent use.
@@ -116,7 +117,11 @@ func (a *Auth) Authenticate(ctx context.Context, header string, remote netip.Add
 	case len(t.Sources) > 0 && !slices.ContainsFunc(t.Sources, func(p netip.Prefix) bool { return p.Contains(remote) }):
 		return nil, parry.Errorf(parry.KindForbidden, "the token may not be used from %s", remote)
 	}
-	return &parry.Principal{Token: *t, Remote: remote}, nil
+	pr := &parry.Principal{Token: *t, Remote: remote}
+	if a.o.Used != nil {
+		a.o.Used(pr)
+	}
+	return pr, nil
 }
 
 // entry gives a token from the cache, or loads it once for all who wait for it.
