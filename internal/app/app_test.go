@@ -12,11 +12,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,7 +32,9 @@ import (
 // TestMain lets a test start this binary as parry itself, to be killed.
 func TestMain(m *testing.M) {
 	if os.Getenv("PARRY_TEST_MAIN") != "" {
-		os.Exit(int(cli.Execute(context.Background(), &cli.Env{
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		context.AfterFunc(ctx, stop)
+		os.Exit(int(cli.Execute(ctx, &cli.Env{
 			In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Environ: os.Environ(), Now: time.Now,
 		}, os.Args[1:])))
 	}
