@@ -44,9 +44,10 @@ type Finding struct {
 
 // CheckOptions say what to look over.
 type CheckOptions struct {
-	Config  *config.Config
-	Offline bool // leave out what needs the network
-	Now     func() time.Time
+	Config   *config.Config
+	Offline  bool // leave out what needs the network
+	SendMail bool // send a test mail instead of only trying the server
+	Now      func() time.Time
 }
 
 // checker gathers findings; its methods may be called from several goroutines.

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/parry/parry/internal/store"
@@ -25,4 +26,29 @@ func (c *checker) database(ctx context.Context) {
 	}
 }
 
-func (c *checker) mail(ctx context.Context) {}
+func (c *checker) mail(ctx context.Context) {
+	const name = "mail"
+	if c.Config.Mail.Server == "" {
+		c.add(Warn, name, "set mail.server, mail.from and mail.to", "no server is set: nobody is told when a firewall fails")
+		return
+	}
+	m, err := newMailer(c.Config, c.Now)
+	switch {
+	case err != nil:
+		c.add(Fail, name, "correct mail in the configuration", "%v", err)
+	case c.Offline:
+		c.add(OK, name, "", "%s; not asked", c.Config.Mail.Server)
+	case c.SendMail:
+		if err := m.Test(ctx); err != nil {
+			c.add(Fail, name, "correct mail in the configuration, or the server", "%v", err)
+		} else {
+			c.add(OK, name, "", "a test mail is on its way to %s", strings.Join(c.Config.Mail.To, ", "))
+		}
+	default:
+		if err := m.Probe(ctx); err != nil {
+			c.add(Fail, name, "correct mail in the configuration, or the server", "%v", err)
+		} else {
+			c.add(OK, name, "", "%s takes mail for %s", c.Config.Mail.Server, strings.Join(c.Config.Mail.To, ", "))
+		}
+	}
+}

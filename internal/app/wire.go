@@ -12,14 +12,17 @@ import (
 	"github.com/parry/parry/internal/config"
 	"github.com/parry/parry/internal/httpapi"
 	"github.com/parry/parry/internal/notify"
+	"github.com/parry/parry/internal/notify/mail"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/reconcile"
 )
 
+const mailChannel = "mail"
+
 func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Reconciler, error) {
 	var channels []string
 	if cfg.Mail.Server != "" {
-		channels = []string{"mail"}
+		channels = []string{mailChannel}
 	}
 	r := cfg.Reconcile
 	return reconcile.New(reconcile.Options{
@@ -32,7 +35,23 @@ func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Re
 }
 
 func newNotifier(a *App, cfg *config.Config) (*notify.Worker, error) {
-	return notify.New(notify.Options{Store: a.store, Now: a.o.Now, Logger: a.log, Registerer: a.registry})
+	channels := map[string]notify.Channel{}
+	if cfg.Mail.Server != "" {
+		m, err := newMailer(cfg, a.now)
+		if err != nil {
+			return nil, err
+		}
+		channels[mailChannel] = m
+	}
+	return notify.New(notify.Options{Store: a.store, Channels: channels, Timeout: cfg.Mail.Timeout.D(), Now: a.o.Now, Logger: a.log, Registerer: a.registry})
+}
+
+func newMailer(cfg *config.Config, now func() time.Time) (*mail.Mailer, error) {
+	m := cfg.Mail
+	return mail.New(mail.Options{
+		Server: m.Server, Security: mail.Security(m.Security), Username: m.Username, Password: m.Password.Reveal(), From: m.From, To: m.To,
+		Helo: m.Helo, Timeout: m.Timeout.D(), Now: now,
+	})
 }
 
 func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {

@@ -12,7 +12,7 @@ import (
 )
 
 func (s *shell) check() *cobra.Command {
-	var offline bool
+	var offline, sendMail bool
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Tell what is wrong before it matters",
@@ -33,7 +33,7 @@ read only. Ends with 1 when a line says fail.`,
 					found = append(found, app.Finding{Level: app.Warn, Check: "environment", Detail: strings.Join(unknown, " ") + ": no such settings",
 						Mend: "correct the names, or take them out"})
 				}
-				found = append(found, app.Check(c.Context(), app.CheckOptions{Config: cfg, Offline: offline, Now: s.Now})...)
+				found = append(found, app.Check(c.Context(), app.CheckOptions{Config: cfg, Offline: offline, SendMail: sendMail, Now: s.Now})...)
 				found = append(found, s.checkService(c.Context(), cfg)...)
 			}
 			failed := false
@@ -52,6 +52,7 @@ read only. Ends with 1 when a line says fail.`,
 		},
 	}
 	c.Flags().BoolVar(&offline, "offline", false, "leave out what needs the network: firewalls and mail")
+	c.Flags().BoolVar(&sendMail, "send-mail", false, "send a test mail")
 	return c
 }
 

@@ -187,10 +187,16 @@ func (v *validator) mail(m *Mail) {
 		v.address(fmt.Sprintf("mail.to[%d]", i), to)
 	}
 	v.require((m.Username == "") == (m.Password == ""), "mail.username", "set username and password_file both, or neither")
+	v.require(m.Username == "" || m.Security != "plain" || isLoopback(host), "mail.security", "a password is not sent in the clear; use starttls or tls")
 	v.require(m.Helo == "" || dnsPattern.MatchString(m.Helo), "mail.helo", "%q is no host's name", m.Helo)
 }
 
 func (v *validator) address(key, s string) {
 	_, err := mail.ParseAddress(s)
 	v.require(err == nil, key, "%q is no mail address; write parry@example.net or Parry <parry@example.net>", s)
+}
+
+func isLoopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
 }

@@ -55,7 +55,10 @@ type Worker struct {
 }
 
 // pollEvery finds what became due without a wake.
-const pollEvery = 5 * time.Second
+const (
+	pollEvery = 5 * time.Second
+	parting   = 3 * time.Second // for a delivery in progress when Run's context ends
+)
 
 // New checks the options; nothing starts before Run.
 func New(o Options) (*Worker, error) {
@@ -133,8 +136,11 @@ func (w *Worker) deliver(ctx context.Context, log *slog.Logger, name string, c C
 		w.mark(ctx, log, delivered)
 		return
 	}
-	dctx, cancel := context.WithTimeout(ctx, w.o.Timeout)
+	// At the end of ctx a delivery in progress is given a moment, so that nothing is delivered and not marked as such.
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.o.Timeout)
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(parting, cancel) })
 	retryable, err := c.Notify(dctx, *d)
+	stop()
 	cancel()
 	if err == nil {
 		log.Info("notification delivered", "kind", d.Kind)

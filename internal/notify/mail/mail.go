@@ -132,6 +132,12 @@ func (m *Mailer) Test(ctx context.Context) error {
 	return err
 }
 
+// Probe goes through the conversation as far as the recipients and sends nothing; its error names what the server refuses.
+func (m *Mailer) Probe(ctx context.Context) error {
+	_, err := m.send(ctx, nil)
+	return err
+}
+
 // errHopeless marks what trying again does not mend.
 type errHopeless struct{ error }
 
@@ -152,7 +158,7 @@ func (m *Mailer) send(ctx context.Context, msg []byte) (retryable bool, err erro
 	return false, nil
 }
 
-// converse is one SMTP conversation. All of it ends with ctx.
+// converse is one SMTP conversation, without a message only a trial. All of it ends with ctx.
 func (m *Mailer) converse(ctx context.Context, msg []byte) error {
 	conf := &tls.Config{}
 	if m.o.TLS != nil {
@@ -209,6 +215,10 @@ func (m *Mailer) converse(ctx context.Context, msg []byte) error {
 			continue
 		}
 		taken++
+	}
+	if msg == nil {
+		_ = c.Quit()
+		return refused
 	}
 	if taken == 0 {
 		return refused
