@@ -135,7 +135,12 @@ func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 	if p := m.probe; p != nil {
 		m.trusted, m.drifts = p.run.Bundle.Digest, 0
 		t.run.Revision, t.run.Rejected = p.run.Revision, p.run.Rejected
-		return t.counts(ctx, p.run.Kind, p.rejects, f, func() { m.probe = nil })
+		return t.counts(ctx, p.run.Kind, p.rejects, f, func() {
+			m.probe = nil
+			if len(p.rejects) == 0 {
+				m.sentSum = p.run.Want.SHA256
+			}
+		})
 	}
 	if t.st.Incident.Failure.NeedsAdopt() {
 		// That it can be read does not mean that it takes orders again: an apply shows.
