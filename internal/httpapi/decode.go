@@ -107,10 +107,15 @@ type field[T any] struct {
 
 // value is a member's value on its way into a struct.
 type value struct {
-	raw     []byte
-	pointer string
-	wrong   *problems
+	raw   []byte
+	name  string // of the member
+	item  string // "/0" in an array
+	wrong *problems
 }
+
+func (v value) pointer() string { return pointerTo(v.name) + v.item }
+
+func (v value) refuse(format string, args ...any) { v.wrong.add(v.pointer(), format, args...) }
 
 // decodeObject reads body as exactly one JSON object with known members, each at most once and under its exact name, none null.
 // Unlike encoding/json it takes no other case of a name, no repeated name, no invalid UTF-8, no half of a surrogate pair and nothing after
@@ -140,7 +145,7 @@ func decodeObject[T any](body []byte, to *T, fields []field[T], wrong *problems)
 		s.blanks()
 		s.at++ // the colon
 		s.blanks()
-		v := value{raw: s.next(), pointer: pointerTo(name), wrong: wrong}
+		v := value{raw: s.next(), name: name, wrong: wrong}
 		s.blanks()
 		if s.body[s.at] == ',' {
 			s.at++
@@ -151,11 +156,11 @@ func decodeObject[T any](body []byte, to *T, fields []field[T], wrong *problems)
 		}
 		switch {
 		case !ok || i == len(fields):
-			wrong.add(v.pointer, "%s", unknownField(name, fields))
+			v.refuse("%s", unknownField(name, fields))
 		case seen&(1<<i) != 0:
-			wrong.add(v.pointer, "the field is there twice: give it once")
+			v.refuse("the field is there twice: give it once")
 		case string(v.raw) == "null":
-			wrong.add(v.pointer, "null is no value: leave the field out")
+			v.refuse("null is no value: leave the field out")
 		default:
 			fields[i].set(to, v)
 		}
@@ -219,12 +224,12 @@ func kindOf(raw []byte) string {
 
 func (v value) str() string {
 	if v.raw[0] != '"' {
-		v.wrong.add(v.pointer, "this is %s: write a string, in quotes", kindOf(v.raw))
+		v.refuse("this is %s: write a string, in quotes", kindOf(v.raw))
 		return ""
 	}
 	s, ok := unquote(v.raw)
 	if !ok {
-		v.wrong.add(v.pointer, `the text has half of a surrogate pair (\ud800 to \udfff): send the whole character`)
+		v.refuse(`the text has half of a surrogate pair (\ud800 to \udfff): send the whole character`)
 	}
 	return s
 }
@@ -232,8 +237,8 @@ func (v value) str() string {
 // word is a string that says something: an empty one is more likely a template's gap than a wish for the default.
 func (v value) word() string {
 	s := v.str()
-	if s == "" && !v.wrong.at(v.pointer) {
-		v.wrong.add(v.pointer, "this is empty: leave the field out, or fill it")
+	if s == "" && !v.wrong.at(v.pointer()) {
+		v.refuse("this is empty: leave the field out, or fill it")
 	}
 	return s
 }
@@ -241,7 +246,7 @@ func (v value) word() string {
 // duration takes a string; a bare number is told how to be one.
 func (v value) duration() string {
 	if c := v.raw[0]; c >= '0' && c <= '9' {
-		v.wrong.add(v.pointer, "write the duration as a string, such as %q or %q (seconds)", "4h", cut(string(v.raw), 16))
+		v.refuse("write the duration as a string, such as %q or %q (seconds)", "4h", cut(string(v.raw), 16))
 		return ""
 	}
 	return v.word()
@@ -249,25 +254,25 @@ func (v value) duration() string {
 
 func (v value) integer() int {
 	if c := v.raw[0]; c != '-' && (c < '0' || c > '9') {
-		v.wrong.add(v.pointer, "this is %s: write a number, without quotes", kindOf(v.raw))
+		v.refuse("this is %s: write a number, without quotes", kindOf(v.raw))
 		return 0
 	}
 	n, err := strconv.ParseInt(string(v.raw), 10, 32)
 	if err != nil || v.raw[0] == '-' {
-		v.wrong.add(v.pointer, "write a whole number of plain digits, not %s", cut(string(v.raw), 32))
+		v.refuse("write a whole number of plain digits, not %s", cut(string(v.raw), 32))
 	}
 	return int(n)
 }
 
 func (v value) strs() []string {
 	if v.raw[0] != '[' {
-		v.wrong.add(v.pointer, "this is %s: write an array of strings", kindOf(v.raw))
+		v.refuse("this is %s: write an array of strings", kindOf(v.raw))
 		return nil
 	}
 	out := []string{}
 	s := scanner{body: v.raw, at: 1}
 	for s.blanks(); s.body[s.at] != ']'; s.blanks() {
-		item := value{raw: s.next(), pointer: v.pointer + "/" + strconv.Itoa(len(out)), wrong: v.wrong}
+		item := value{raw: s.next(), name: v.name, item: "/" + strconv.Itoa(len(out)), wrong: v.wrong}
 		out = append(out, item.str())
 		s.blanks()
 		if s.body[s.at] == ',' {
@@ -280,14 +285,14 @@ func (v value) strs() []string {
 // time reads RFC 3339, strictly.
 func (v value) time() time.Time {
 	s := v.word()
-	if v.wrong.at(v.pointer) {
+	if v.wrong.at(v.pointer()) {
 		return time.Time{}
 	}
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil || !strictTime(s) {
-		v.wrong.add(v.pointer, "write the time as RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+02:00")
+		v.refuse("write the time as RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+02:00")
 	} else if t.Year() < 2000 {
-		v.wrong.add(v.pointer, "%s is before 2000: check the sender's clock", s)
+		v.refuse("%s is before 2000: check the sender's clock", s)
 	}
 	return t.UTC().Truncate(time.Microsecond)
 }

@@ -102,6 +102,8 @@ type Server struct {
 	waiters  atomic.Int64
 	draining chan struct{}
 	drain    sync.Once
+
+	lookAgain time.Duration // how late those who wait notice what no run tells: a hold, a changed configuration
 }
 
 // New makes the server's handler; the listeners, the time-outs of their http.Server and [auth.ConnContext] are the caller's.
@@ -132,7 +134,7 @@ func New(o Options) (*Server, error) {
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 
-	s := &Server{o: o, validate: newValidator(), draining: make(chan struct{})}
+	s := &Server{o: o, validate: newValidator(), draining: make(chan struct{}), lookAgain: lookAgain}
 	var err error
 	if s.doc, err = readDocument(); err != nil {
 		return nil, fmt.Errorf("read the OpenAPI document: %w", err)

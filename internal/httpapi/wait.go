@@ -16,7 +16,7 @@ const (
 	maxWait        = 2 * time.Minute
 	defaultWaiters = 256
 	answerWithin   = 15 * time.Second // for writing an answer after a wait
-	lookAgain      = time.Second      // what no run tells (a hold, a changed configuration) is noticed so late
+	lookAgain      = time.Second      // Server.lookAgain
 )
 
 // waiting is one request's place among those that wait. The nil waiting does not wait.
@@ -68,7 +68,7 @@ func (w *waiting) end() {
 func (w *waiting) settle(ctx context.Context, id parry.BlockID) (b api.Block, ok bool, err error) {
 	over := time.NewTimer(time.Until(w.until))
 	defer over.Stop()
-	again := time.NewTicker(lookAgain)
+	again := time.NewTicker(w.s.lookAgain)
 	defer again.Stop()
 	for last := false; ; {
 		block, err := w.s.o.Store.Block(ctx, id)
