@@ -52,7 +52,7 @@ func BenchmarkCreateBlock(b *testing.B) {
 						}
 						body := fmt.Sprintf(`{"source":"11.%d.%d.%d","destination_port":22,"protocol":"tcp","ttl":"4h","reason":"ssh brute force",`+
 							`"origin":"ossim","alert_id":"%d","rule_id":"5712"}`, n>>16&255, n>>8&255, n&255, n)
-						r, _ := http.NewRequest("POST", url, strings.NewReader(body))
+						r, _ := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
 						r.Header.Set("Authorization", "Bearer "+be.tokens[parry.RoleTrigger])
 						r.Header.Set("Content-Type", jsonType)
 						start := time.Now()

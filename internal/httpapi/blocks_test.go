@@ -46,7 +46,7 @@ func TestCreateBlock_makesThenRefreshes(t *testing.T) {
 func TestCreateBlock_withoutEnd(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	if r := b.do(parry.RoleApprover, "POST", "/api/v1/blocks", `{"source":"203.0.113.7","ttl":"none"}`); r.StatusCode != 403 {
+	if r := b.do(parry.RoleApprover, "POST", "/api/v1/blocks", `{"source":"203.0.113.7","ttl":"none"}`); r.StatusCode != http.StatusForbidden {
 		t.Errorf("an approver: %d", r.StatusCode)
 	}
 	if got := into[api.Block](t, b.do(parry.RoleAdmin, "POST", "/api/v1/blocks", `{"source":"203.0.113.7","ttl":"none"}`), 201); !got.ExpiresAt.IsZero() {
@@ -105,7 +105,7 @@ func TestCreateBlock_refusesWhatNoFirewallExpresses(t *testing.T) {
 	if p := r.problem(t); p.Status != 422 || len(p.Errors) != 2 || p.Errors[0].Detail != "edge-a: it knows no sctp" {
 		t.Errorf("%s", r.body)
 	}
-	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7","protocol":"sctp","firewalls":["all"]}`); r.StatusCode != 201 {
+	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7","protocol":"sctp","firewalls":["all"]}`); r.StatusCode != http.StatusCreated {
 		t.Errorf("one can: %s", r.body)
 	}
 }
@@ -235,7 +235,7 @@ func TestWait_overARealConnection(t *testing.T) {
 	srv.Start()
 	defer srv.Close()
 	post := func(ctx context.Context, body string) (*http.Response, error) {
-		r, _ := http.NewRequestWithContext(ctx, "POST", srv.URL+"/api/v1/blocks?wait=1s", strings.NewReader(body))
+		r, _ := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL+"/api/v1/blocks?wait=1s", strings.NewReader(body))
 		r.Header.Set("Authorization", "Bearer "+b.tokens[parry.RoleTrigger])
 		r.Header.Set("Content-Type", jsonType)
 		return srv.Client().Do(r)
@@ -296,17 +296,17 @@ func TestUpdateBlock_extendsAndShortens(t *testing.T) {
 	if got := into[api.Block](t, patch(parry.RoleOperator, `{"expires_at":"`+want.Format(time.RFC3339)+`"}`), 200); !got.ExpiresAt.Equal(want) {
 		t.Errorf("got %s, want %s", got.ExpiresAt, want)
 	}
-	if r := patch(parry.RoleOperator, `{"ttl":"31d"}`); r.StatusCode != 422 || r.problem(t).Errors[0].Pointer != "/ttl" {
+	if r := patch(parry.RoleOperator, `{"ttl":"31d"}`); r.StatusCode != http.StatusUnprocessableEntity || r.problem(t).Errors[0].Pointer != "/ttl" {
 		t.Errorf("beyond the cap: %s", r.body)
 	}
-	if r := patch(parry.RoleOperator, `{"ttl":"none"}`); r.StatusCode != 403 {
+	if r := patch(parry.RoleOperator, `{"ttl":"none"}`); r.StatusCode != http.StatusForbidden {
 		t.Errorf("without end by an operator: %d", r.StatusCode)
 	}
 	if got := into[api.Block](t, patch(parry.RoleAdmin, `{"ttl":"none"}`), 200); !got.ExpiresAt.IsZero() {
 		t.Errorf("without end: %s", got.ExpiresAt)
 	}
 	b.do(parry.RoleOperator, "DELETE", "/api/v1/blocks/"+made.ID, "")
-	if r := patch(parry.RoleOperator, `{"ttl":"1h"}`); r.StatusCode != 409 {
+	if r := patch(parry.RoleOperator, `{"ttl":"1h"}`); r.StatusCode != http.StatusConflict {
 		t.Errorf("an ended one: %d %s", r.StatusCode, r.body)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"io/fs"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,7 @@ func TestFirewalls_words(t *testing.T) {
 	if order("verify"); <-verified != "edge-a" {
 		t.Error("another firewall was verified")
 	}
-	if r := b.do(parry.RoleApprover, "POST", "/api/v1/firewalls/edge-a/retire", ""); r.StatusCode/100 != 2 && r.StatusCode != 409 {
+	if r := b.do(parry.RoleApprover, "POST", "/api/v1/firewalls/edge-a/retire", ""); r.StatusCode/100 != 2 && r.StatusCode != http.StatusConflict {
 		t.Errorf("retire: %d %s", r.StatusCode, r.body)
 	}
 }
@@ -103,13 +104,13 @@ func TestRuns_listFilesAndState(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	path := "/api/v1/runs/" + failed[0].ID
-	if r := b.do(parry.RoleReader, "GET", path+"/log", ""); r.StatusCode != 404 || !strings.Contains(r.body, "gone") {
+	if r := b.do(parry.RoleReader, "GET", path+"/log", ""); r.StatusCode != http.StatusNotFound || !strings.Contains(r.body, "gone") {
 		t.Errorf("files that are gone: %s", r.body)
 	}
 	kept[parry.RunID(failed[0].ID)] = "<script>hostile</script>\n"
 	for _, what := range []string{"/log", "/events"} {
 		r := b.do(parry.RoleReader, "GET", path+what, "")
-		if r.StatusCode != 200 || r.body != kept[parry.RunID(failed[0].ID)] || r.Header.Get("X-Content-Type-Options") != "nosniff" ||
+		if r.StatusCode != http.StatusOK || r.body != kept[parry.RunID(failed[0].ID)] || r.Header.Get("X-Content-Type-Options") != "nosniff" ||
 			strings.Contains(r.Header.Get("Content-Type"), "html") || r.Header.Get("Content-Disposition") != "attachment" {
 			t.Errorf("%s: %d %v %s", what, r.StatusCode, r.Header, r.body)
 		}
@@ -136,7 +137,7 @@ func TestExemptions_endBlocksAndRefuseNewOnes(t *testing.T) {
 	if len(list) != 2 {
 		t.Errorf("the list holds %+v", list)
 	}
-	if r := b.do(parry.RoleApprover, "DELETE", "/api/v1/exemptions/"+made.Exemption.ID, ""); r.StatusCode != 204 {
+	if r := b.do(parry.RoleApprover, "DELETE", "/api/v1/exemptions/"+made.Exemption.ID, ""); r.StatusCode != http.StatusNoContent {
 		t.Errorf("%d %s", r.StatusCode, r.body)
 	}
 	into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201)
@@ -146,7 +147,7 @@ func TestExemptions_endByThemselves(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	into[api.CreatedExemption](t, b.do(parry.RoleApprover, "POST", "/api/v1/exemptions", `{"prefix":"203.0.113.7","reason":"x","ttl":"1h"}`), 201)
-	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock); r.StatusCode != 422 {
+	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock); r.StatusCode != http.StatusUnprocessableEntity {
 		t.Errorf("%d %s", r.StatusCode, r.body)
 	}
 	b.clock.advance(time.Hour)

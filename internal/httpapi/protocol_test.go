@@ -124,7 +124,7 @@ func TestProtocol_chunkedBodyIsCappedToo(t *testing.T) {
 	b := newBench(t)
 	srv := httptest.NewServer(b.server)
 	defer srv.Close()
-	r, _ := http.NewRequest("POST", srv.URL+"/api/v1/blocks", io.MultiReader(strings.NewReader(goodBlock), strings.NewReader(strings.Repeat(" ", 70<<10))))
+	r, _ := http.NewRequest(http.MethodPost, srv.URL+"/api/v1/blocks", io.MultiReader(strings.NewReader(goodBlock), strings.NewReader(strings.Repeat(" ", 70<<10))))
 	r.Header.Set("Authorization", "Bearer "+b.tokens[parry.RoleTrigger])
 	r.Header.Set("Content-Type", jsonType)
 	res, err := http.DefaultClient.Do(r)
@@ -153,7 +153,7 @@ func TestProtocol_forwardedForIsBelievedOfProxiesOnly(t *testing.T) {
 	}
 	b := newBench(t)
 	b.tokens["home"] = b.token(parry.Token{Name: "home", Role: parry.RoleTrigger, Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
-	if r := b.do("home", "GET", "/api/v1/whoami", "", "X-Forwarded-For: 10.0.0.1"); r.StatusCode != 403 {
+	if r := b.do("home", "GET", "/api/v1/whoami", "", "X-Forwarded-For: 10.0.0.1"); r.StatusCode != http.StatusForbidden {
 		t.Errorf("a spoofed source: %d", r.StatusCode)
 	}
 }
@@ -244,7 +244,7 @@ func TestReadiness_tellsDetailsToReaders(t *testing.T) {
 		o.Checks = []Check{{Name: "mail", Advisory: true, Func: func(context.Context) error { return errors.New("no answer from mx.example") }}}
 	})
 	open, told := b.do("", "GET", "/readyz", ""), b.do(parry.RoleReader, "GET", "/readyz", "")
-	if open.StatusCode != 503 || told.StatusCode != 503 {
+	if open.StatusCode != http.StatusServiceUnavailable || told.StatusCode != http.StatusServiceUnavailable {
 		t.Fatalf("got %d and %d", open.StatusCode, told.StatusCode)
 	}
 	if strings.Contains(open.body, "fire") || strings.Contains(open.body, "mx.example") || !strings.Contains(open.body, `"check":"database"`) {
@@ -257,7 +257,7 @@ func TestReadiness_tellsDetailsToReaders(t *testing.T) {
 	b = newBench(t)
 	b.run("edge-a", parry.FailUnreachable)
 	r := b.do(parry.RoleReader, "GET", "/readyz", "")
-	if r.StatusCode != 200 || !strings.Contains(r.body, "edge-a is failing: unreachable") {
+	if r.StatusCode != http.StatusOK || !strings.Contains(r.body, "edge-a is failing: unreachable") {
 		t.Errorf("with a failing firewall: %d %s", r.StatusCode, r.body)
 	}
 	if r := b.do("", "GET", "/readyz", ""); strings.Contains(r.body, "edge-a") {
@@ -274,7 +274,7 @@ func TestMetrics_haveNoAddress(t *testing.T) {
 	b.do(parry.RoleReader, "GET", "/203.0.113.7", "")
 	b.do(parry.RoleReader, "EVIL203", "/", "")
 	r := b.do(parry.RoleReader, "GET", "/metrics", "")
-	if r.StatusCode != 200 || strings.Contains(r.body, "203") || strings.Contains(r.body, id) || strings.Contains(r.body, "192.0.2") {
+	if r.StatusCode != http.StatusOK || strings.Contains(r.body, "203") || strings.Contains(r.body, id) || strings.Contains(r.body, "192.0.2") {
 		t.Errorf("%d %s", r.StatusCode, r.body)
 	}
 	for _, want := range []string{

@@ -102,7 +102,7 @@ func TestRights_everyRouteForEveryRole(t *testing.T) {
 func TestRights_rootAtTheSocketNeedsNoToken(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	r := httptest.NewRequest("GET", "/api/v1/tokens", nil)
+	r := httptest.NewRequest(http.MethodGet, "/api/v1/tokens", nil)
 	r.RemoteAddr = "@"
 	w := httptest.NewRecorder()
 	b.server.ServeHTTP(w, r)
@@ -117,7 +117,7 @@ func TestReadOwn_anothersBlockIsNotThere(t *testing.T) {
 	mine := into[map[string]any](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7"}`), 201)["id"].(string)
 	theirs := into[map[string]any](t, b.do(parry.RoleOperator, "POST", "/api/v1/blocks", `{"source":"203.0.113.8"}`), 201)["id"].(string)
 	for _, path := range []string{"", "/requests"} {
-		if r := b.do(parry.RoleTrigger, "GET", "/api/v1/blocks/"+mine+path, ""); r.StatusCode != 200 {
+		if r := b.do(parry.RoleTrigger, "GET", "/api/v1/blocks/"+mine+path, ""); r.StatusCode != http.StatusOK {
 			t.Errorf("its own%s: %d", path, r.StatusCode)
 		}
 		other := b.do(parry.RoleTrigger, "GET", "/api/v1/blocks/"+theirs+path, "")
@@ -126,7 +126,7 @@ func TestReadOwn_anothersBlockIsNotThere(t *testing.T) {
 		if a.Status != 404 || strings.ReplaceAll(a.Detail, theirs, "") != strings.ReplaceAll(z.Detail, "b-none", "") {
 			t.Errorf("another's%s can be told from none: %+v, %+v", path, a, z)
 		}
-		if r := b.do(parry.RoleReader, "GET", "/api/v1/blocks/"+mine+path, ""); r.StatusCode != 200 {
+		if r := b.do(parry.RoleReader, "GET", "/api/v1/blocks/"+mine+path, ""); r.StatusCode != http.StatusOK {
 			t.Errorf("a reader gets %d", r.StatusCode)
 		}
 	}
@@ -143,10 +143,10 @@ func TestTokenLimits_bindWhatItMayChange(t *testing.T) {
 	b := newBench(t)
 	b.tokens["narrow"] = b.token(parry.Token{Name: "narrow", Role: parry.RoleApprover, Firewalls: []string{"edge"}})
 	post := func(as parry.Role, body string) response { return b.do(as, "POST", "/api/v1/blocks", body) }
-	if r := post("narrow", `{"source":"203.0.113.7"}`); r.StatusCode != 403 || r.problem(t).Errors[0].Pointer != "/firewalls" {
+	if r := post("narrow", `{"source":"203.0.113.7"}`); r.StatusCode != http.StatusForbidden || r.problem(t).Errors[0].Pointer != "/firewalls" {
 		t.Errorf("the default by a token for edge: %s", r.body)
 	}
-	if r := post("narrow", `{"source":"203.0.113.7","firewalls":["edge-a"]}`); r.StatusCode != 201 {
+	if r := post("narrow", `{"source":"203.0.113.7","firewalls":["edge-a"]}`); r.StatusCode != http.StatusCreated {
 		t.Errorf("a firewall of edge: %s", r.body)
 	}
 	core := into[struct{ ID string }](t, post(parry.RoleAdmin, `{"source":"203.0.113.9","firewalls":["core"]}`), 201).ID
@@ -172,16 +172,16 @@ func TestRevokeToken_takesEffectAtOnce(t *testing.T) {
 		Secret string
 	}](t, b.do(parry.RoleAdmin, "POST", "/api/v1/tokens", `{"name":"siem","role":"trigger","ttl":"1w","sources":["192.0.2.0/24"],"max_ttl":"1d","rate":600}`), 201)
 	b.tokens["siem"] = made.Secret
-	if r := b.do("siem", "GET", "/api/v1/whoami", ""); r.StatusCode != 200 || !strings.Contains(r.body, `"name":"siem"`) || !strings.Contains(r.body, `"max_ttl":"1d"`) {
+	if r := b.do("siem", "GET", "/api/v1/whoami", ""); r.StatusCode != http.StatusOK || !strings.Contains(r.body, `"name":"siem"`) || !strings.Contains(r.body, `"max_ttl":"1d"`) {
 		t.Fatalf("%d %s", r.StatusCode, r.body)
 	}
 	if list := b.do(parry.RoleAdmin, "GET", "/api/v1/tokens", ""); strings.Contains(list.body, made.Secret[40:]) || !strings.Contains(list.body, made.Token.ID) {
 		t.Errorf("the list is %s", list.body)
 	}
-	if r := b.do(parry.RoleAdmin, "DELETE", "/api/v1/tokens/"+made.Token.ID, ""); r.StatusCode != 204 {
+	if r := b.do(parry.RoleAdmin, "DELETE", "/api/v1/tokens/"+made.Token.ID, ""); r.StatusCode != http.StatusNoContent {
 		t.Fatalf("%d %s", r.StatusCode, r.body)
 	}
-	if r := b.do("siem", "GET", "/api/v1/whoami", ""); r.StatusCode != 401 || r.Header.Get("WWW-Authenticate") == "" {
+	if r := b.do("siem", "GET", "/api/v1/whoami", ""); r.StatusCode != http.StatusUnauthorized || r.Header.Get("WWW-Authenticate") == "" {
 		t.Errorf("a revoked token: %d %s", r.StatusCode, r.body)
 	}
 }
@@ -200,7 +200,7 @@ func TestCreateToken_refuses(t *testing.T) {
 			t.Errorf("%s: %s", body, r.body)
 		}
 	}
-	if r := b.do(parry.RoleAdmin, "POST", "/api/v1/tokens", `{"name":"admin","role":"reader"}`); r.StatusCode != 409 {
+	if r := b.do(parry.RoleAdmin, "POST", "/api/v1/tokens", `{"name":"admin","role":"reader"}`); r.StatusCode != http.StatusConflict {
 		t.Errorf("a name twice: %d %s", r.StatusCode, r.body)
 	}
 }
@@ -209,7 +209,7 @@ func TestRate_answers429(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.tokens["slow"] = b.token(parry.Token{Name: "slow", Role: parry.RoleTrigger, Rate: 1})
-	if r := b.do("slow", "POST", "/api/v1/blocks", `{"source":"203.0.113.7"}`); r.StatusCode != 201 {
+	if r := b.do("slow", "POST", "/api/v1/blocks", `{"source":"203.0.113.7"}`); r.StatusCode != http.StatusCreated {
 		t.Fatal(r.body)
 	}
 	r := b.do("slow", "POST", "/api/v1/blocks", `{"source":"203.0.113.7"}`)
@@ -217,7 +217,7 @@ func TestRate_answers429(t *testing.T) {
 		t.Errorf("%d, Retry-After %q: %s", r.StatusCode, r.Header.Get("Retry-After"), r.body)
 	}
 	b.clock.advance(61e9)
-	if r := b.do("slow", "POST", "/api/v1/blocks", `{"source":"203.0.113.7"}`); r.StatusCode != 200 {
+	if r := b.do("slow", "POST", "/api/v1/blocks", `{"source":"203.0.113.7"}`); r.StatusCode != http.StatusOK {
 		t.Errorf("a minute later: %s", r.body)
 	}
 }

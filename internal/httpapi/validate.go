@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -24,7 +25,11 @@ func (s *Server) check(req any, wrong *problems) {
 	if err == nil {
 		return
 	}
-	for _, f := range err.(validator.ValidationErrors) { // its only kind of error for a struct
+	var fields validator.ValidationErrors // its only kind of error for a struct
+	if !errors.As(err, &fields) {
+		wrong.add("", "the request cannot be checked")
+	}
+	for _, f := range fields {
 		_, path, _ := strings.Cut(f.Namespace(), ".")
 		pointer := "/" + strings.NewReplacer(".", "/", "[", "/", "]", "").Replace(path)
 		if wrong.at(pointer) {

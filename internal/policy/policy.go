@@ -95,7 +95,7 @@ func (p *Policy) Admit(pr *parry.Principal, fleet *parry.Fleet, ask Ask, now tim
 
 // Describe says how an exemption stands against a source.
 func Describe(source netip.Prefix, x parry.Exemption) string {
-	how := "overlaps"
+	var how string
 	switch {
 	case x.Prefix == source:
 		how = "is"
