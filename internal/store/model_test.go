@@ -1,0 +1,356 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/store"
+)
+
+// world is a few sources and firewalls of their own in a store that many worlds share one after the other, and a model of what must come out.
+// The model knows no revisions: it remembers what each good run had seen.
+type world struct {
+	*env
+	n       int
+	sources []string
+	blocks  map[parry.BlockID]*modelBlock
+	fws     map[string]*modelFirewall
+}
+
+type modelBlock struct {
+	source  string
+	live    bool
+	expires time.Time
+}
+
+// seen is what a run found when it read the desired state.
+type seen struct {
+	run   parry.Run
+	ids   map[parry.BlockID]bool // known then, and whether live
+	dirty int
+}
+
+type modelFirewall struct {
+	digest         int
+	lane           *store.Lane
+	proved         seen // the last good run's
+	dirty          int  // how often it was made dirty; proved.dirty is what the last good run had seen
+	held, incident bool
+	rejected       map[parry.BlockID]bool
+	running        *seen
+	gone           bool
+}
+
+func newWorld(e *env, n int) *world {
+	w := &world{env: e, n: n, blocks: map[parry.BlockID]*modelBlock{}, fws: map[string]*modelFirewall{}}
+	w.sources = []string{fmt.Sprintf("10.%d.%d.1", n/256%256, n%256), fmt.Sprintf("10.%d.%d.2", n/256%256, n%256)}
+	w.addFirewall()
+	return w
+}
+
+func (w *world) addFirewall() {
+	w.fws[fmt.Sprintf("w%d-fw%d", w.n, len(w.fws))] = &modelFirewall{dirty: 1, rejected: map[parry.BlockID]bool{}}
+	w.configure()
+}
+
+func (w *world) configure() {
+	var names []string
+	for name, f := range w.fws {
+		if !f.gone {
+			names = append(names, fmt.Sprintf("%s@%d", name, f.digest))
+		}
+	}
+	w.sync(names...)
+}
+
+// liveBlock is the source's live block in the model.
+func (w *world) liveBlock(source string) (parry.BlockID, *modelBlock) {
+	for id, b := range w.blocks {
+		if b.source == source && b.live {
+			return id, b
+		}
+	}
+	return "", nil
+}
+
+// due ends, in the model, what a write at this time ends of a source.
+func (w *world) put(source string, ttl time.Duration) {
+	now := w.clock.Advance(time.Second)
+	r := w.env.put(w.askFor(at(source), ttl))
+	id, b := w.liveBlock(source)
+	if b != nil && !b.expires.After(now) {
+		b.live, b = false, nil
+	}
+	if b == nil {
+		same(w.env, "created", r.Created, true)
+		w.blocks[r.Block.ID] = &modelBlock{source: source, live: true, expires: now.Add(ttl)}
+		return
+	}
+	same(w.env, "refreshed", r.Block.ID, id)
+	if e := now.Add(ttl); e.After(b.expires) {
+		b.expires = e
+	}
+}
+
+func (w *world) setExpiry(source string, d time.Duration) {
+	now := w.clock.Advance(time.Second)
+	id, b := w.liveBlock(source)
+	if b == nil {
+		return
+	}
+	_, err := w.SetExpiry(w.Context(), id, now.Add(d), "anna")
+	if !b.expires.After(now) {
+		w.wantKind(err, parry.KindConflict)
+		return
+	}
+	w.ok(err)
+	b.expires = now.Add(d)
+}
+
+// firewall names one that is not gone: the first by name.
+func (w *world) first() (string, *modelFirewall) {
+	for _, name := range slices.Sorted(maps.Keys(w.fws)) {
+		if f := w.fws[name]; !f.gone {
+			return name, f
+		}
+	}
+	return "", nil
+}
+
+func (w *world) begin() {
+	name, f := w.first()
+	if f == nil || f.running != nil {
+		return
+	}
+	if f.lane == nil {
+		f.lane = w.lane(name)
+	}
+	c, err := w.Changes(w.Context(), 0)
+	w.ok(err)
+	s := &seen{run: w.run(f.lane), ids: map[parry.BlockID]bool{}, dirty: f.dirty}
+	s.run.Revision = c.Revision
+	for id, b := range w.blocks {
+		s.ids[id] = b.live
+	}
+	w.ok(w.BeginRun(w.Context(), s.run))
+	f.running = s
+}
+
+// finish ends the run that is on; with rejects, every live block of the first source that it saw is refused.
+func (w *world) finish(ok, reject, late bool) {
+	name, f := w.first()
+	if f == nil || f.running == nil {
+		return
+	}
+	s := f.running
+	f.running = nil
+	fin := parry.FinishRun{Run: s.run, Applied: ok, SetRejects: ok}
+	fin.Run.State = parry.RunSucceeded
+	if !ok {
+		fin.Run.State, fin.Incident = parry.RunFailed, parry.Incident{Since: w.clock.Now(), Failure: parry.FailUnreachable}
+	}
+	rejected := map[parry.BlockID]bool{}
+	for id, live := range s.ids {
+		if reject && live && w.blocks[id].source == w.sources[0] {
+			rejected[id] = true
+			fin.Rejects = append(fin.Rejects, parry.Reject{Firewall: name, BlockID: id, Code: "capacity", RunID: s.run.ID, At: w.clock.Now()})
+		}
+	}
+	if late { // another keeper has taken the lane meanwhile
+		w.ok(f.lane.Release(w.Context()))
+		f.lane = w.lane(name)
+		if err := w.FinishRun(w.Context(), fin); !errors.Is(err, store.ErrLaneLost) {
+			w.Fatalf("a late run: got %v, want ErrLaneLost", err)
+		}
+		return
+	}
+	w.ok(w.FinishRun(w.Context(), fin))
+	f.incident = !ok
+	if ok {
+		f.proved, f.rejected = *s, rejected
+	}
+}
+
+// events are what can happen; the second source of a world only ever gets "other".
+var events = map[string]func(*world){
+	"create":  func(w *world) { w.put(w.sources[0], time.Hour) },
+	"refresh": func(w *world) { w.put(w.sources[0], 2*time.Hour); w.put(w.sources[0], time.Minute) },
+	"other":   func(w *world) { w.put(w.sources[1], 3*time.Hour) },
+	"extend":  func(w *world) { w.setExpiry(w.sources[0], 5*time.Hour) },
+	"shorten": func(w *world) { w.setExpiry(w.sources[0], time.Minute) },
+	"delete": func(w *world) {
+		if id, b := w.liveBlock(w.sources[0]); b != nil {
+			w.clock.Advance(time.Second)
+			_, _, err := w.EndBlock(w.Context(), id, "anna")
+			w.ok(err)
+			b.live = false
+		}
+	},
+	"expire": func(w *world) {
+		now := w.clock.Advance(90 * time.Minute)
+		_, err := w.EndDue(w.Context(), now)
+		w.ok(err)
+		for _, b := range w.blocks {
+			b.live = b.live && b.expires.After(now)
+		}
+	},
+	"exempt": func(w *world) {
+		p := netip.MustParsePrefix(w.sources[0] + "/32")
+		_, err := w.EndExempted(w.Context(), []parry.Exemption{{ID: "cfg:x", Prefix: p}})
+		w.ok(err)
+		if _, b := w.liveBlock(w.sources[0]); b != nil {
+			b.live = false
+		}
+	},
+	"firewall added": func(w *world) { w.addFirewall() },
+	"retired": func(w *world) {
+		name, f := w.first()
+		if f == nil {
+			return
+		}
+		f.running = nil
+		w.ok(w.SetRetiring(w.Context(), name))
+		f.dirty++
+		w.begin()
+		w.ok(w.FinishRun(w.Context(), parry.FinishRun{Run: f.running.run, Applied: true, Retired: true}))
+		f.gone = true
+	},
+	"held":     func(w *world) { w.hold(parry.Hold{By: "anna", Since: w.clock.Now()}) },
+	"released": func(w *world) { w.hold(parry.Hold{}) },
+	"bundle changed": func(w *world) {
+		if _, f := w.first(); f != nil {
+			f.digest++
+			f.dirty++
+			w.configure()
+		}
+	},
+	"marked dirty": func(w *world) {
+		if name, f := w.first(); f != nil {
+			w.ok(w.MarkDirty(w.Context(), name))
+			f.dirty++
+		}
+	},
+	"run begins":  func(w *world) { w.begin() },
+	"run applies": func(w *world) { w.begin(); w.finish(true, false, false) },
+	"rejected":    func(w *world) { w.begin(); w.finish(true, true, false) },
+	"run fails":   func(w *world) { w.begin(); w.finish(false, false, false) },
+	"run late":    func(w *world) { w.begin(); w.finish(true, false, true) },
+}
+
+func (w *world) hold(h parry.Hold) {
+	if name, f := w.first(); f != nil {
+		w.ok(w.SetHold(w.Context(), name, h))
+		f.held = h.Held()
+	}
+}
+
+// want is the model's word on a block on a firewall.
+func (f *modelFirewall) want(id parry.BlockID, b *modelBlock) parry.State {
+	wasLive, known := f.proved.ids[id]
+	switch {
+	case !b.live && (known && !wasLive || f.rejected[id]):
+		return parry.StateLifted
+	case !b.live:
+		return parry.StateLifting
+	case f.rejected[id]:
+		return parry.StateRejected
+	case known && f.proved.dirty == f.dirty:
+		return parry.StateEnforced
+	case f.held:
+		return parry.StateHeld
+	case f.incident:
+		return parry.StateDegraded
+	}
+	return parry.StatePending
+}
+
+// check compares every block on every firewall with the model.
+func (w *world) check(history []string) {
+	w.Helper()
+	for name, f := range w.fws {
+		if f.gone {
+			_, err := w.FirewallState(w.Context(), name)
+			w.wantKind(err, parry.KindNotFound)
+			continue
+		}
+		fw := w.firewall(name)
+		rejects, err := w.FirewallRejects(w.Context(), name)
+		w.ok(err)
+		for id, mb := range w.blocks {
+			b := w.block(id)
+			rejected := slices.ContainsFunc(rejects, func(r parry.Reject) bool { return r.BlockID == id })
+			if got, want := parry.Derive(&b, &fw, rejected), f.want(id, mb); got != want {
+				w.Fatalf("after %v: block of %s on %s is %s, want %s", history, mb.source, name, got, want)
+			}
+			same(w.env, fmt.Sprint("expiry after ", history), b.ExpiresAt, mb.expires)
+		}
+	}
+}
+
+func (w *world) leave() {
+	for _, f := range w.fws {
+		if f.lane != nil {
+			w.ok(f.lane.Release(w.Context()))
+		}
+	}
+}
+
+// Every event after every other, on a firewall that has a block in force.
+func TestDerivedStates_everyPair(t *testing.T) {
+	t.Parallel()
+	for _, eng := range engines {
+		t.Run(eng.name, func(t *testing.T) {
+			t.Parallel()
+			e := newEnv(t, eng.open(t))
+			n := 0
+			names := slices.Sorted(maps.Keys(events))
+			for _, start := range [][]string{{}, {"create", "run applies"}} {
+				for _, a := range names {
+					for _, b := range names {
+						w := newWorld(e, n)
+						n++
+						var history []string
+						for _, ev := range append(slices.Clone(start), a, b) {
+							history = append(history, ev)
+							events[ev](w)
+							w.check(history)
+						}
+						w.leave()
+					}
+				}
+			}
+		})
+	}
+}
+
+// Longer sequences of events, drawn at random.
+func TestDerivedStates_anySequence(t *testing.T) {
+	t.Parallel()
+	for _, eng := range engines {
+		t.Run(eng.name, func(t *testing.T) {
+			t.Parallel()
+			e := newEnv(t, eng.open(t))
+			n := 0
+			names := slices.Sorted(maps.Keys(events))
+			rapid.Check(t, func(rt *rapid.T) {
+				w := newWorld(e, n)
+				n++
+				var history []string
+				for _, ev := range rapid.SliceOfN(rapid.SampledFrom(names), 1, 15).Draw(rt, "events") {
+					history = append(history, ev)
+					events[ev](w)
+					w.check(history)
+				}
+				w.leave()
+			})
+		})
+	}
+}
