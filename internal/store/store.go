@@ -71,7 +71,7 @@ type engine interface {
 	begin() string
 	// batchContext bounds a writing transaction where its connection can hang.
 	batchContext() (context.Context, context.CancelFunc)
-	// rowsPerInsert is how many rows best share a statement: a power of 4.
+	// rowsPerInsert is how many rows best share a statement.
 	rowsPerInsert() int
 	// notify tells other replicas, within the transaction, what will have changed.
 	notify(t *tx, what wakes) error
@@ -121,7 +121,8 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	var id [16]byte
 	_, _ = rand.Read(id[:])
-	_, err = s.writes.ExecContext(ctx, `INSERT INTO state (one, rev, live, ended, controller) VALUES (1, 0, 0, 0, $1) ON CONFLICT (one) DO NOTHING`,
+	_, err = s.writes.ExecContext(ctx, `INSERT INTO state (one, rev, live, ended, desired, applied, outbox, controller)
+		VALUES (1, 0, 0, 0, 0, 0, 0, $1) ON CONFLICT (one) DO NOTHING`,
 		hex.EncodeToString(id[:]))
 	if err != nil {
 		return fmt.Errorf("make the controller's id: %w", err)

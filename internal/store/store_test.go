@@ -67,7 +67,7 @@ var suite = []func(*env){
 	setExpiryMovesTheEnd, endBlockTellsWhatStillCovers, endDueEndsWhatIsDue, exemptionEndsOverlappingBlocks,
 	blocksFilterAndPage, changesGiveWhatWasWritten, requestsPage,
 	firewallsComeAndGo, holdsOfOneAndAll, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned,
-	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce,
+	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
 	revisionsGrow, controllerIDStays, closedStoreIsUnavailable,
 }
 

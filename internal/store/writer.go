@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/parry/parry/internal/parry"
@@ -155,8 +156,10 @@ func (w *writer) try(ops []*op, again bool) (err error) {
 	if err := t.writeRules(); err != nil {
 		return err
 	}
-	if t.live != live || t.ended != ended {
-		if err := t.exec(`UPDATE state SET live = $1, ended = $2 WHERE one = 1`, t.live, t.ended); err != nil {
+	if t.live != live || t.ended != ended || t.wakes != 0 {
+		if err := t.exec(`UPDATE state SET live = $1, ended = $2, desired = CASE WHEN $3 = 1 THEN rev ELSE desired END,
+			applied = CASE WHEN $4 = 1 THEN rev ELSE applied END, outbox = CASE WHEN $5 = 1 THEN rev ELSE outbox END WHERE one = 1`,
+			t.live, t.ended, flag(t.wakes&wakeDesired != 0), flag(t.wakes&wakeApplied != 0), flag(t.wakes&wakeOutbox != 0)); err != nil {
 			return err
 		}
 	}
@@ -351,16 +354,8 @@ func (t *tx) list(q string, n int, text func() string) (*sql.Stmt, error) {
 	return t.prepare(stmtKey{q, n}, text())
 }
 
-// chunks cuts rows of so many columns into parts of max rows, then of a quarter of that and so on down, so that few distinct statements
-// serve any length. max is a power of 4.
+// chunks cuts rows of so many columns into parts of max rows and a rest. Each length is a statement of its own, so max bounds how many a
+// connection keeps prepared.
 func chunks(values []any, columns, max int) [][]any {
-	var out [][]any
-	for len(values) > 0 {
-		for max*columns > len(values) {
-			max /= 4
-		}
-		out = append(out, values[:max*columns])
-		values = values[max*columns:]
-	}
-	return out
+	return slices.Collect(slices.Chunk(values, columns*max))
 }

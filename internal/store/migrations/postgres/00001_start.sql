@@ -7,6 +7,9 @@ CREATE TABLE state (
     rev        bigint NOT NULL,
     live       bigint NOT NULL,
     ended      bigint NOT NULL,
+    desired    bigint NOT NULL, -- revision of the last change that the lanes must hear of
+    applied    bigint NOT NULL, -- of the last run that was finished
+    outbox     bigint NOT NULL, -- of the last notification
     controller text   NOT NULL
 );
 
