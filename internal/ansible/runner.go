@@ -205,8 +205,8 @@ func (r *Runner) Run(ctx context.Context, s Spec) (*Outcome, error) {
 	if !runIDRE.MatchString(string(s.RunID)) {
 		return nil, fmt.Errorf("run id %q", s.RunID)
 	}
-	if s.Kind == "" || s.Bundle.Dir == "" {
-		return nil, errors.New("run without a kind or a bundle")
+	if s.Kind == "" || s.Bundle.Dir == "" || s.Desired == nil && s.Kind != parry.RunVerify {
+		return nil, errors.New("run without a kind, a bundle or a desired file")
 	}
 	r.setActive(s.RunID, true)
 	defer r.setActive(s.RunID, false)

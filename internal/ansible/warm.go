@@ -293,8 +293,12 @@ func (m *master) once(ctx context.Context, r *Runner) error {
 	m.mu.Lock()
 	m.proc = cmd.Process
 	m.mu.Unlock()
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	var ended error
+	exited := make(chan struct{})
+	go func() {
+		ended = cmd.Wait()
+		close(exited)
+	}()
 	defer func() { _ = os.Remove(m.path) }()
 
 	poll := time.NewTicker(5 * time.Millisecond)
@@ -319,7 +323,8 @@ func (m *master) once(ctx context.Context, r *Runner) error {
 			}
 			m.attempted(false, ctx.Err())
 			return ctx.Err()
-		case err := <-exited:
+		case <-exited:
+			err := ended
 			if s := strings.TrimSpace(string(stderr.last(1 << 10))); s != "" {
 				err = fmt.Errorf("%s", strings.ToValidUTF8(s, "�"))
 			} else if err == nil {
