@@ -70,14 +70,13 @@ func (r *renderer) resolve(m parry.Match) (parry.Match, string) {
 // render sorts, dedupes and thins out; blocks may come in any order. It takes O(n log n) time.
 func (r *renderer) render(rev parry.Revision, blocks []standing) *rendering {
 	out := &rendering{revision: rev, blocks: len(blocks), rejects: map[parry.BlockID]string{}}
-	type item struct {
-		key   string
-		match parry.Match
-		block *standing
+	type item struct { // small, since sorting moves it
+		key string
+		i   int // of the block
 	}
 	items := make([]item, 0, len(blocks))
-	type span struct{ from, to int }
-	spans := make([]span, 0, len(blocks))
+	ends := make([]int, 0, len(blocks))
+	matches := make([]parry.Match, len(blocks))
 	arena := make([]byte, 0, 48*len(blocks))
 	for i := range blocks {
 		m, code := r.resolve(blocks[i].Match)
@@ -85,36 +84,39 @@ func (r *renderer) render(rev parry.Revision, blocks []standing) *rendering {
 			out.rejects[blocks[i].id] = code
 			continue
 		}
-		from := len(arena)
 		arena = parry.Entry{Match: m}.AppendKey(arena)
-		items = append(items, item{match: m, block: &blocks[i]})
-		spans = append(spans, span{from, len(arena)})
+		matches[i] = m
+		items, ends = append(items, item{i: i}), append(ends, len(arena))
 	}
-	text := string(arena) // one allocation that all keys share
-	for i := range items {
-		items[i].key = text[spans[i].from:spans[i].to]
+	text, from := string(arena), 0 // one allocation that all keys share
+	for i, end := range ends {
+		items[i].key, from = text[from:end], end
 	}
 	slices.SortFunc(items, func(a, b item) int {
-		return cmp.Or(strings.Compare(a.key, b.key), strings.Compare(string(a.block.id), string(b.block.id)))
+		if c := strings.Compare(a.key, b.key); c != 0 {
+			return c
+		}
+		return strings.Compare(string(blocks[a.i].id), string(blocks[b.i].id))
 	})
 
 	entries := make([]parry.Entry, 0, len(items))
 	lines := make([]line, 0, len(items))
 	for _, it := range items {
 		expires := int64(0)
+		id := blocks[it.i].id
 		if r.manifest.Timeouts {
-			expires = it.block.expires
+			expires = blocks[it.i].expires
 		}
 		if n := len(lines); n > 0 && lines[n-1].key == it.key {
 			l := &lines[n-1]
-			l.more = append(l.more, it.block.id)
+			l.more = append(l.more, id)
 			if l.expire != 0 && (expires == 0 || expires > l.expire) {
 				l.expire, entries[n-1].Expires = expires, expires
 			}
 			continue
 		}
-		lines = append(lines, line{key: it.key, expire: expires, first: it.block.id})
-		entries = append(entries, parry.Entry{Match: it.match, Expires: expires})
+		lines = append(lines, line{key: it.key, expire: expires, first: id})
+		entries = append(entries, parry.Entry{Match: matches[it.i], Expires: expires})
 	}
 
 	by := newCoverage(entries, func(i, by int) bool {
