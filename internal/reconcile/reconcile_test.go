@@ -679,3 +679,41 @@ func TestReconcile_neverTwoRunsOnOneFirewall(t *testing.T) {
 		}
 	})
 }
+
+func TestReconcile_aLostLaneEndsItsRunAndIsTakenAgain(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		w.idle("fw-a")
+		fw := w.firewall("fw-a")
+		n := fw.count()
+		fw.set(func(f *firewall) { f.takes = 10 * time.Second })
+		id := w.put("203.0.113.7")
+		w.within(time.Minute, "the run is on", func() bool { return fw.count() == n+1 })
+		w.r.mu.Lock()
+		lease := w.r.lanes["fw-a"].lease
+		w.r.mu.Unlock()
+		epoch := lease.Epoch
+		began := time.Now()
+		w.must(lease.Release(w.ctx)) // as when its database connection is gone
+		w.within(time.Second, "the run is ended", func() bool {
+			runs := w.runs("fw-a")
+			return slices.ContainsFunc(runs, func(r parry.Run) bool { return r.State == parry.RunUnknown })
+		})
+		fw.set(func(f *firewall) { f.takes = 0 })
+		w.becomes(id, "fw-a", parry.StateEnforced)
+		if got := w.state("fw-a"); got.Epoch <= epoch || got.Incident.Open() {
+			t.Errorf("after %v: %+v, want an epoch above %d and no incident", time.Since(began), got, epoch)
+		}
+	})
+}
+
+func TestReconcile_anExemptBlockThatTheStoreCannotEndIsRejected(t *testing.T) {
+	simulate(t, []string{"fw-a"}, func(o *Options) {
+		o.Exempt = func(p netip.Prefix) (parry.Exemption, bool) { // an address within an address: the store sees no overlap
+			return parry.Exemption{ID: "cfg:x", Prefix: pfx("192.0.2.1"), Source: parry.ExemptConfig}, p == pfx("64:ff9b::c000:201")
+		}
+	}, func(w *world) {
+		hidden, plain := w.put("64:ff9b::c000:201"), w.put("203.0.113.7")
+		w.becomes(plain, "fw-a", parry.StateEnforced)
+		w.becomes(hidden, "fw-a", parry.StateRejected)
+	})
+}

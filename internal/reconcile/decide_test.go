@@ -1,0 +1,113 @@
+package reconcile
+
+import (
+	"testing"
+	"time"
+
+	"github.com/parry/parry/internal/parry"
+)
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// calm is a situation in which there is nothing to do.
+func calm() situation {
+	return situation{
+		now:      noon,
+		state:    parry.FirewallState{Name: "fw-a", Listed: true, AppliedRev: 10, DirtyRev: 5, ProvedAt: noon.Add(-time.Minute)},
+		relevant: 10, any: 10, verified: true, lastTry: noon.Add(-time.Minute), lastVerify: noon.Add(-time.Minute), triedRelevant: 10, triedDirty: 5,
+		verifyEvery: 15 * time.Minute, earlyAfter: 30 * time.Second, advanceEvery: 30 * time.Second, reconsiderAfter: 5 * time.Second,
+	}
+}
+
+func failing(f parry.Failure) situation {
+	s := calm()
+	s.relevant, s.triedRelevant = 11, 11
+	s.state.Incident = parry.Incident{Since: noon.Add(-time.Hour), Failure: f, NextTry: noon.Add(time.Minute), Attempts: 3}
+	return s
+}
+
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	with := func(s situation, change ...func(*situation)) situation {
+		for _, c := range change {
+			c(&s)
+		}
+		return s
+	}
+	held := func(s *situation) { s.state.Hold.Since = noon }
+	pending := func(s *situation) { s.relevant = 11 }
+	newer := func(s *situation) { s.relevant = 12 }
+	later := func(s *situation) { s.now = s.now.Add(2 * time.Minute) }
+	dirtied := func(s *situation) { s.state.DirtyRev = 12 }
+	fresh := func(s *situation) { s.fresh = true }
+	adopt := func(s *situation) { s.state.Adopt = true }
+	approved := func(s *situation) { s.state.Approved = true }
+	justTried := func(s *situation) { s.lastTry = s.now.Add(-time.Second) }
+	for name, c := range map[string]struct {
+		s     situation
+		do    todo
+		state LaneState
+		until time.Time
+	}{
+		"nothing to do: until the next verify":  {calm(), doWait, LaneIdle, noon.Add(14 * time.Minute)},
+		"a change":                              {with(calm(), pending), doApply, "", time.Time{}},
+		"dirty":                                 {with(calm(), dirtied), doApply, "", time.Time{}},
+		"never proved":                          {with(calm(), func(s *situation) { s.state.ProvedAt = time.Time{} }), doApply, "", time.Time{}},
+		"not verified since the lane was taken": {with(calm(), func(s *situation) { s.verified = false }), doVerify, "", time.Time{}},
+		"not verified, but a change: the apply proves": {with(calm(), pending, func(s *situation) { s.verified = false }), doApply, "", time.Time{}},
+		"the last run ended from outside":              {with(calm(), func(s *situation) { s.uncertain = true }), doVerify, "", time.Time{}},
+		"verify is due":                                {with(calm(), func(s *situation) { s.now = noon.Add(15 * time.Minute) }), doVerify, "", time.Time{}},
+		"an apply waits for its verify":                {with(calm(), pending, func(s *situation) { s.probation = true }), doVerify, "", time.Time{}},
+		"a change elsewhere":                           {with(calm(), func(s *situation) { s.any = 12 }), doAdvance, "", time.Time{}},
+		"a change elsewhere, just advanced": {with(calm(), func(s *situation) { s.any, s.lastAdvance = 12, noon }), doWait, LaneIdle,
+			noon.Add(30 * time.Second)},
+		"retiring":                                     {with(calm(), func(s *situation) { s.state.Retiring = true }), doRetire, "", time.Time{}},
+		"held: not even a verify":                      {with(calm(), held, pending, func(s *situation) { s.verified = false }), doWait, LaneHeld, time.Time{}},
+		"held and retiring":                            {with(calm(), held, func(s *situation) { s.state.Retiring = true }), doWait, LaneHeld, time.Time{}},
+		"failing: waits":                               {failing(parry.FailUnreachable), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"failing: tries in time":                       {with(failing(parry.FailUnreachable), later), doApply, "", time.Time{}},
+		"failing: a change tries early":                {with(failing(parry.FailUnreachable), newer), doApply, "", time.Time{}},
+		"failing: not at once again":                   {with(failing(parry.FailUnreachable), newer, justTried), doWait, LaneBackoff, noon.Add(29 * time.Second)},
+		"failing: a restart tries":                     {with(failing(parry.FailUnreachable), fresh), doApply, "", time.Time{}},
+		"failing, nothing left to apply":               {with(failing(parry.FailUnreachable), later, func(s *situation) { s.relevant = 10 }), doVerify, "", time.Time{}},
+		"authentication: a change does not try early":  {with(failing(parry.FailAuthentication), newer), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"authentication: nor does a restart":           {with(failing(parry.FailAuthentication), fresh), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"authentication: an operator's retry does":     {with(failing(parry.FailAuthentication), dirtied), doApply, "", time.Time{}},
+		"foreign: waits for the word":                  {failing(parry.FailForeignController), doWait, LaneSuspended, noon.Add(time.Minute)},
+		"foreign: only looks":                          {with(failing(parry.FailForeignController), later), doVerify, "", time.Time{}},
+		"foreign: a change and a restart make no odds": {with(failing(parry.FailForeignController), newer, fresh, dirtied), doWait, LaneSuspended, noon.Add(time.Minute)},
+		"foreign: the word":                            {with(failing(parry.FailForeignController), adopt), doApply, "", time.Time{}},
+		"foreign: the word was used in vain":           {with(failing(parry.FailForeignController), adopt, func(s *situation) { s.wordUsed = true }), doWait, LaneSuspended, noon.Add(time.Minute)},
+		"foreign: mended by hand":                      {with(failing(parry.FailForeignController), func(s *situation) { s.lifted = true }), doApply, "", time.Time{}},
+		"approval: waits without a timer":              {with(failing(parry.FailApproval), later), doWait, LaneApproval, time.Time{}},
+		"approval: the word":                           {with(failing(parry.FailApproval), approved), doApply, "", time.Time{}},
+		"approval: a change is looked at":              {with(failing(parry.FailApproval), newer), doApply, "", time.Time{}},
+		"approval: a storm is not":                     {with(failing(parry.FailApproval), newer, justTried), doWait, LaneApproval, noon.Add(4 * time.Second)},
+		"approval: nothing to remove any more":         {with(failing(parry.FailApproval), later, func(s *situation) { s.relevant = 10 }), doVerify, "", time.Time{}},
+	} {
+		got := decide(c.s)
+		if want := (decision{c.do, c.state, c.until}); got != want {
+			t.Errorf("%s: got %+v, want %+v", name, got, want)
+		}
+	}
+}
+
+func TestBackoff_growsIsCappedAndJittered(t *testing.T) {
+	t.Parallel()
+	var b Backoff
+	b.setDefaults()
+	for _, c := range []struct {
+		pace parry.Pace
+		n    int
+		r    float64
+		want time.Duration
+	}{
+		{parry.PaceUsual, 1, 0.5, 2 * time.Second}, {parry.PaceUsual, 1, 0, 1600 * time.Millisecond}, {parry.PaceUsual, 4, 0.5, 16 * time.Second},
+		{parry.PaceUsual, 1000, 0.999, 5 * time.Minute}, {parry.PaceSlow, 1, 0.5, 5 * time.Minute}, {parry.PaceSlow, 9, 0.5, time.Hour},
+		{parry.PaceQuick, 1, 0.5, time.Second}, {parry.PaceQuick, 9, 0.5, 30 * time.Second},
+	} {
+		if got := b.after(c.pace, c.n, c.r); got != c.want {
+			t.Errorf("%s, failure %d, jitter %v: %v, want %v", c.pace, c.n, c.r, got, c.want)
+		}
+	}
+}
