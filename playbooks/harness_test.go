@@ -47,6 +47,7 @@ type answer struct {
 		BootID       string `json:"boot_id"`
 		RunID        string `json:"run_id"`
 		StatesKilled int    `json:"states_killed"`
+		OldRules     int    `json:"old_rules"`
 		Failure      string
 	}
 }

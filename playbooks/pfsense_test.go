@@ -268,6 +268,15 @@ func (f *firewall) tracker() string {
 	return "9" + number
 }
 
+func TestVerify_tellsRulesOfTheOldPractice(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.SSH(`sed -i '0,/<tracker>.*<\/tracker>/s//<tracker>123456789<\/tracker>/' /cf/conf/config.xml; rm -f /tmp/config.cache`)
+	if a := f.play("verify.yml", nil); a.Parry.OldRules != 1 {
+		t.Errorf("%d rules of the old practice, want 1", a.Parry.OldRules)
+	}
+}
+
 func TestVerify_countsNoEntryWhoseRuleWasNarrowed(t *testing.T) {
 	t.Parallel()
 	f := start(t, "2.7.2")
@@ -327,7 +336,7 @@ func TestApply_secondaryWritesEntriesAndNoStructure(t *testing.T) {
 		t.Fatal("a secondary wrote config.xml")
 	}
 	primary.mustApply(mixed, vars{"pfsense_role": "primary"})
-	secondary.sync(primary)
+	primary.SyncTo(secondary.Lab)
 	before = secondary.Config()
 	a := secondary.mustApply(mixed, role)
 	secondary.wantProof(a, mixed...)
@@ -339,25 +348,6 @@ func TestApply_secondaryWritesEntriesAndNoStructure(t *testing.T) {
 	if secondary.Config() != before {
 		t.Error("a secondary wrote config.xml")
 	}
-}
-
-// sync plays pfSense's XMLRPC sync: aliases and filter go over as a whole, table files do not, and the ruleset is loaded.
-func (f *firewall) sync(primary *firewall) {
-	f.t.Helper()
-	config := f.Config()
-	for _, section := range []string{"aliases", "filter"} {
-		config = strings.Replace(config, xmlSection(config, section), xmlSection(primary.Config(), section), 1)
-	}
-	if err := os.WriteFile(filepath.Join(f.Root, "cf/conf/config.xml"), []byte(config), 0o644); err != nil {
-		f.t.Fatal(err)
-	}
-	f.SSH("rm -f /tmp/config.cache; /etc/rc.filter_configure_sync")
-}
-
-func xmlSection(config, name string) string {
-	// a package of the lab has a <filter> of its own further down; the firewall's is indented by one tab
-	i, j := strings.Index(config, "\n\t<"+name+">"), strings.Index(config, "\n\t</"+name+">")
-	return config[i : j+len(name)+5]
 }
 
 func TestApply_hundredThousandSources(t *testing.T) {

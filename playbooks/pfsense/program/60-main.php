@@ -43,7 +43,13 @@ function parry_main(array $run, string $desired): void
 function parry_facts(array $run, array $state, array $loaded, array $more = []): array
 {
     return parry_proof($loaded) + $more + ['added' => 0, 'removed' => 0, 'rejected' => [], 'epoch' => $state['epoch'],
-        'controller' => $state['controller'], 'held' => $state['held'], 'run_id' => $run['run_id'], 'version' => parry_version()] + parry_identity();
+        'controller' => $state['controller'], 'held' => $state['held'], 'run_id' => $run['run_id'], 'old_rules' => parry_old_rules(), 'version' => parry_version()] + parry_identity();
+}
+
+/** Rules that the practice before parry left behind; all of them bear this tracker. They are told, and left alone. */
+function parry_old_rules(): int
+{
+    return count(array_filter(parry_list('filter/rule'), fn($rule) => is_array($rule) && ($rule['tracker'] ?? '') === '123456789'));
 }
 
 function parry_verify(array $run, array $firewall): array
