@@ -295,3 +295,19 @@ func TestLocal_isTheSocketsOtherEnd(t *testing.T) {
 		t.Errorf("another user is %+v", pr)
 	}
 }
+
+func TestUsed_isToldOfValidTokensOnly(t *testing.T) {
+	t.Parallel()
+	var told []netip.Addr
+	a, _, text, id := setup(t, parry.Token{Sources: []netip.Prefix{netip.PrefixFrom(home, 32)}}, Options{Used: func(pr *parry.Principal) { told = append(told, pr.Remote) }})
+	forged, _ := Mint(id)
+	for _, c := range []struct {
+		text string
+		from netip.Addr
+	}{{forged, home}, {text, netip.MustParseAddr("198.51.100.1")}, {text, home}} {
+		_, _ = a.Authenticate(t.Context(), "Bearer "+c.text, c.from)
+	}
+	if len(told) != 1 || told[0] != home {
+		t.Errorf("told of %v", told)
+	}
+}

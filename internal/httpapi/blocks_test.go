@@ -365,3 +365,43 @@ func TestExplain(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 }
+
+// Destinations and ports cost rules on a firewall; sources alone do not.
+func TestCreateBlock_beyondMaxRules(t *testing.T) {
+	t.Parallel()
+	for _, widen := range []bool{false, true} {
+		b := newBench(t, func(o *Options) {
+			fleet := &parry.Fleet{Firewalls: slices.Clone(testFleet.Firewalls), Default: testFleet.Default}
+			fleet.Firewalls[1].MaxRules = 2 // edge-a: the least in scope counts
+			o.Fleet = func() *parry.Fleet { return fleet }
+			o.Settings = func() Settings { return Settings{WidenBeyondMax: widen} }
+		})
+		post := func(members string) response {
+			return b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7",`+members+`}`)
+		}
+		for _, members := range []string{`"destination_port":22`, `"destination_port":23`, `"destination_port":22,"firewalls":["edge-a"]`} {
+			into[api.Block](t, post(members), http.StatusCreated)
+		}
+		r := post(`"destination":"198.51.100.10","destination_port":24,"protocol":"tcp","firewalls":["edge-a"]`)
+		if !widen {
+			if p := r.problem(t); p.Status != http.StatusUnprocessableEntity || !strings.Contains(p.Detail, "2 distinct rules") {
+				t.Errorf("beyond max_rules: %s", r.body)
+			}
+		} else if got := into[api.Block](t, r, http.StatusCreated); got.Widened != "destination 198.51.100.10 port 24/tcp" || got.Destination != "" {
+			t.Errorf("widened to %+v", got)
+		}
+		into[api.Block](t, post(`"destination_port":24,"firewalls":["core"]`), http.StatusCreated) // another firewall's rules
+	}
+}
+
+// A selector's meaning is remembered, and must follow the configuration.
+func TestCreateBlock_selectorsFollowTheFleet(t *testing.T) {
+	t.Parallel()
+	fleet := testFleet
+	b := newBench(t, func(o *Options) { o.Fleet = func() *parry.Fleet { return fleet } })
+	into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7","firewalls":["dc"]}`), http.StatusCreated)
+	fleet = &parry.Fleet{Firewalls: testFleet.Firewalls[1:], Default: "edge"}
+	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7","firewalls":["dc"]}`); r.StatusCode != http.StatusBadRequest {
+		t.Errorf("a group that is gone: %d %s", r.StatusCode, r.body)
+	}
+}
