@@ -242,7 +242,7 @@ func (a *App) Run(ctx context.Context) error {
 	a.log.Info("parry starts", "version", a.o.Version, "state_dir", st.cfg.StateDir, "database", st.cfg.Database.Driver,
 		"firewalls", len(st.fleet.Firewalls), "socket", st.cfg.Socket)
 	if len(st.fleet.Firewalls) == 0 {
-		a.log.Warn("no firewall is configured: blocks are kept and applied nowhere")
+		a.log.Warn("no firewall is configured: every block is refused")
 	}
 	defer a.log.Info("parry has ended")
 

@@ -147,7 +147,7 @@ func (c *checker) certificate() {
 func (c *checker) firewalls(ctx context.Context) {
 	cfg := c.Config
 	if len(cfg.Firewalls) == 0 {
-		c.add(Warn, "firewalls", "list them under firewalls: in the configuration", "none is configured: blocks are applied nowhere")
+		c.add(Warn, "firewalls", "list them under firewalls: in the configuration", "none is configured: every block is refused")
 		return
 	}
 	// The runs' directories go to a place of their own, so that a parry that serves is not disturbed.

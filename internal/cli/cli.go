@@ -105,7 +105,6 @@ func newRoot(env *Env) *cobra.Command {
 		Short:         "Block addresses on firewalls, and prove it",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
 		Long: `parry turns block requests into firewall blocks that the firewalls prove.
 
 Commands talk to the service over its unix socket, or to --server with a token.
@@ -118,6 +117,8 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 refused by policy,
 			return nil
 		},
 	}
+	root.SetUsageTemplate(strings.NewReplacer(".LocalFlags.FlagUsages", ".LocalFlags.FlagUsagesWrapped 80",
+		".InheritedFlags.FlagUsages", ".InheritedFlags.FlagUsagesWrapped 80").Replace(root.UsageTemplate()))
 	root.SetIn(env.In)
 	root.SetOut(env.Out)
 	root.SetErr(env.Err)

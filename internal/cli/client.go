@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -96,7 +99,7 @@ func (s *shell) client(wait time.Duration) (*api.ClientWithResponses, error) {
 	hc := &http.Client{Transport: transport, Timeout: s.connect.timeout + wait}
 	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	if server == "" {
-		socket := first(s.connect.socket, s.get("PARRY_SOCKET"), file.Socket, s.configuredSocket(), config.DefaultSocket)
+		socket := first(s.connect.socket, s.get("PARRY_SOCKET"), file.Socket, config.Socket(s.configPath()), config.DefaultSocket)
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "unix", socket)
 		}
@@ -136,19 +139,6 @@ func (s *shell) client(wait time.Duration) (*api.ClientWithResponses, error) {
 		}))
 }
 
-// configuredSocket is the socket of the service's configuration, when that was named or can be read.
-func (s *shell) configuredSocket() string {
-	path := s.configPath()
-	if !isFile(path) {
-		return ""
-	}
-	c, err := config.Load(path, s.Environ)
-	if err != nil {
-		return ""
-	}
-	return c.Socket
-}
-
 // reply is what every generated result has.
 type reply interface {
 	StatusCode() int
@@ -165,6 +155,34 @@ func ask[R reply](r R, err error) (R, error) {
 		return r, refused(code, r.GetApplicationProblemJSONDefault())
 	}
 	return r, nil
+}
+
+// download prints an answer that is text, inert.
+func (s *shell) download(r *http.Response, err error) error {
+	if err != nil {
+		return unreachable(err)
+	}
+	defer r.Body.Close() //nolint:errcheck // read only
+	if r.StatusCode != http.StatusOK {
+		p := new(api.Problem)
+		if json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(p) != nil {
+			p = nil
+		}
+		return refused(r.StatusCode, p)
+	}
+	lines := bufio.NewReader(r.Body)
+	for {
+		line, err := lines.ReadString('\n')
+		if _, werr := io.WriteString(s.Out, inertLines(line)); werr != nil {
+			return werr
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return unreachable(err)
+		}
+	}
 }
 
 func unreachable(err error) error {

@@ -125,11 +125,11 @@ func (p *printer) firewallTable(items []api.Firewall) {
 			notes = append(notes, holdText(p, f.Hold))
 		}
 		rows[i] = row{
-			cells: []cell{styled(bold, f.Name), state(f.State), text(entries), text(proved), text(f.Bundle), text(strings.Join(f.Groups, " "))},
+			cells: []cell{styled(bold, f.Name), state(f.State), text(entries), text(proved), text(f.Bundle)},
 			notes: notes,
 		}
 	}
-	p.table([]string{"FIREWALL", "STATE", "ENTRIES", "PROVED", "BUNDLE", "GROUPS"}, []int{20, 0, 0, 0, 16, 16}, rows)
+	p.table([]string{"FIREWALL", "STATE", "ENTRIES", "PROVED", "BUNDLE"}, []int{24, 0, 0, 0, 0}, rows)
 }
 
 func inertPrefix(prefix, s string) string {

@@ -103,7 +103,8 @@ type row struct {
 }
 
 // table writes records in columns that are as wide as they need, but not wider than caps (0: no cap) allow. A longer cell is written
-// whole and the record goes on beneath it, in its columns, so that a long value neither is lost nor moves the others.
+// whole and the record goes on beneath it, in its columns, so that a long value neither is lost nor moves the others; one in the last
+// column is cut to the width.
 func (p *printer) table(head []string, caps []int, rows []row) {
 	width := make([]int, len(head))
 	for i, h := range head {
@@ -135,7 +136,14 @@ func (p *printer) cells(width []int, cells []cell) {
 	var line strings.Builder
 	pad, at := 0, 0
 	for i, c := range cells {
+		if i == len(cells)-1 {
+			c.text = cut(c.text, max(10, p.width-at))
+		}
 		n := utf8.RuneCountInString(c.text)
+		if over := at + n - p.width; i > 0 && n > width[i] && over > 0 { // not even in a line that begins here
+			line.WriteByte('\n')
+			pad = max(2, at-over)
+		}
 		if n > 0 {
 			line.WriteString(strings.Repeat(" ", pad))
 			line.WriteString(p.paint(c.style, c.text))

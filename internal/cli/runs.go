@@ -31,19 +31,9 @@ func (s *shell) runs() *cobra.Command {
 			}
 			switch {
 			case showLog:
-				r, err := ask(cl.GetRunLogWithResponse(c.Context(), args[0]))
-				if err != nil {
-					return err
-				}
-				_, err = s.Out.Write([]byte(inertLines(string(r.Body))))
-				return err
+				return s.download(cl.GetRunLog(c.Context(), args[0]))
 			case showEvents:
-				r, err := ask(cl.GetRunEventsWithResponse(c.Context(), args[0]))
-				if err != nil {
-					return err
-				}
-				_, err = s.Out.Write([]byte(inertLines(string(r.Body))))
-				return err
+				return s.download(cl.GetRunEvents(c.Context(), args[0]))
 			case len(args) == 1:
 				r, err := ask(cl.GetRunWithResponse(c.Context(), args[0]))
 				if err != nil {
@@ -202,16 +192,21 @@ func (s *shell) exempt() *cobra.Command {
 				return err
 			}
 			id := args[0]
-			if !strings.HasPrefix(id, "x-") {
+			if !strings.Contains(id, "-") { // an address or prefix: the service tells why one that it did not make stays
 				r, err := ask(cl.ListExemptionsWithResponse(c.Context()))
 				if err != nil {
 					return err
 				}
+				found := ""
 				for _, e := range r.JSON200.Items {
-					if e.Prefix == id && (e.Source == "api" || !strings.HasPrefix(id, "x-")) {
-						id = e.ID
+					if e.Prefix == id && (found == "" || e.Source == "api") {
+						found = e.ID
 					}
 				}
+				if found == "" {
+					return fail(ExitNotFound, "no exemption is of %q", id)
+				}
+				id = found
 			}
 			r, err := ask(cl.DeleteExemptionWithResponse(c.Context(), id))
 			if err != nil {
@@ -245,8 +240,6 @@ func (p *printer) exemptionTable(items []api.Exemption) {
 		if e.Source == "api" {
 			rows[i].notes = []string{inert(e.ID + " by " + e.CreatedBy)}
 		}
-		r := &rows[i].cells[3]
-		r.text = cut(r.text, 44)
 	}
 	p.table([]string{"PREFIX", "FROM", "ENDS", "REASON"}, []int{18, 0, 0, 0}, rows)
 }

@@ -128,7 +128,7 @@ func (p *printer) tokenTable(items []api.Token) {
 		if used == "" {
 			used = "never"
 		}
-		var notes []string
+		notes := []string{inert(t.ID)}
 		if len(t.Sources) > 0 {
 			notes = append(notes, "from "+inert(strings.Join(t.Sources, " ")))
 		}
@@ -139,9 +139,9 @@ func (p *printer) tokenTable(items []api.Token) {
 			notes = append(notes, "at most "+inert(t.MaxTTL))
 		}
 		rows[i] = row{
-			cells: []cell{styled(bold, t.Name), text(string(t.Role)), status, text(used), text(t.ID)},
+			cells: []cell{styled(bold, t.Name), text(string(t.Role)), status, text(used)},
 			notes: []string{strings.Join(notes, "   ")},
 		}
 	}
-	p.table([]string{"TOKEN", "ROLE", "STATUS", "USED", "ID"}, []int{18, 0, 0, 0, 0}, rows)
+	p.table([]string{"TOKEN", "ROLE", "STATUS", "USED"}, []int{24, 0, 0, 0}, rows)
 }

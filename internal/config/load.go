@@ -88,6 +88,25 @@ func Load(path string, environ []string) (*Config, error) {
 	return c, nil
 }
 
+// Socket is what the file sets for socket, however wrong the rest of it is: the command line must reach the service then, too. Empty when
+// it sets none or cannot be read.
+func Socket(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	var c struct {
+		Socket string `yaml:"socket"`
+	}
+	if yaml.Unmarshal(data, &c) != nil || c.Socket == "" || filepath.IsAbs(c.Socket) {
+		return c.Socket
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return ""
+	}
+	return filepath.Join(filepath.Dir(path), c.Socket)
+}
+
 // complete fills in what follows from other settings.
 func (c *Config) complete() {
 	if c.Database.Path == "" {
