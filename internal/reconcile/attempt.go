@@ -211,13 +211,14 @@ func (t *try) notBegun(ctx context.Context, err error) (until time.Time, again b
 // drained is the context of a run: it outlives ctx by Options.Drain, and ends when the lane is lost.
 func (t *try) drained(ctx context.Context) (context.Context, func()) {
 	rctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	done := make(chan struct{})
+	lost, done, ended := t.lease.Lost(), make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(ended)
 		defer cancel()
 		select {
 		case <-done:
 			return
-		case <-t.lease.Lost():
+		case <-lost:
 			return
 		case <-ctx.Done():
 		}
@@ -225,11 +226,11 @@ func (t *try) drained(ctx context.Context) (context.Context, func()) {
 		defer timer.Stop()
 		select {
 		case <-done:
-		case <-t.lease.Lost():
+		case <-lost:
 		case <-timer.C:
 		}
 	}()
-	return rctx, func() { close(done) }
+	return rctx, func() { close(done); <-ended }
 }
 
 // failEarly records a failure for which nothing was executed.

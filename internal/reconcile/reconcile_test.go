@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,7 +187,7 @@ func TestReconcile_aReportTellsEverything(t *testing.T) {
 func TestReconcile_missingFromTheInventoryAndABrokenBundleAreNamed(t *testing.T) {
 	simulate(t, []string{"fw-a", "fw-b"}, nil, func(w *world) {
 		w.idle("fw-a")
-		w.firewall("fw-a").missing = true
+		w.firewall("fw-a").set(func(f *firewall) { f.missing = true })
 		id := w.put("203.0.113.7")
 		w.becomes(id, "fw-a", parry.StateDegraded)
 		w.becomes(id, "fw-b", parry.StateEnforced)
@@ -538,12 +539,12 @@ func TestReconcile_expiryIsNeverEarlyAndWithinSlack(t *testing.T) {
 }
 
 func TestReconcile_aClockThatJumpsLiftsNothing(t *testing.T) {
-	var jump time.Duration
-	simulate(t, []string{"fw-a"}, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(jump) } }, func(w *world) {
+	var jump atomic.Int64
+	simulate(t, []string{"fw-a"}, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(time.Duration(jump.Load())) } }, func(w *world) {
 		id := w.put("203.0.113.7", ttl(time.Hour))
 		w.becomes(id, "fw-a", parry.StateEnforced)
 		w.idle("fw-a")
-		jump = 2 * time.Hour
+		jump.Store(int64(2 * time.Hour))
 		time.Sleep(5 * time.Minute)
 		if b, err := w.store.Block(w.ctx, id); err != nil || !b.Live() {
 			t.Error("a clock that jumped ended a block")
@@ -551,7 +552,7 @@ func TestReconcile_aClockThatJumpsLiftsNothing(t *testing.T) {
 		if w.r.ClockHeld() == nil {
 			t.Error("the jump is not told")
 		}
-		jump = 0
+		jump.Store(0)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if err := w.r.ClockHeld(); err != nil {

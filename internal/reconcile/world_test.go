@@ -119,7 +119,9 @@ func (w *world) build(change func(*Options)) {
 		Fleet: func() *parry.Fleet { w.mu.Lock(); defer w.mu.Unlock(); return w.fleet },
 		Host: func(name string) ansible.Host {
 			h := ansible.Host{Name: name, Addr: netip.MustParseAddr("127.0.0.1"), Port: 2201}
-			if w.firewall(name).missing {
+			missing := false
+			w.firewall(name).set(func(f *firewall) { missing = f.missing })
+			if missing {
 				h.Err = errors.New("the inventory has no host " + name)
 			}
 			return h
@@ -230,7 +232,8 @@ func (w *world) derived(id parry.BlockID, name string) parry.State {
 // within moves the clock until ok, at most for d.
 func (w *world) within(d time.Duration, what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(d); ; time.Sleep(20 * time.Millisecond) {
+	began := time.Now()
+	for end := began.Add(d); ; time.Sleep(max(20*time.Millisecond, time.Since(began)/200)) {
 		synctest.Wait()
 		if ok() {
 			return
