@@ -337,7 +337,7 @@ func TestApp_servesHTTPSUnderItsOwnCA(t *testing.T) {
 		_, _ = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
 		tr.CloseIdleConnections()
-		if resp.StatusCode != 200 || resp.TLS.Version != v {
+		if resp.StatusCode != http.StatusOK || resp.TLS.Version != v {
 			t.Errorf("%s in %x", resp.Status, resp.TLS.Version)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -165,7 +166,7 @@ func (s *Store) SetHold(ctx context.Context, name string, h parry.Hold) error {
 		if name != "" {
 			var one int64
 			err := t.row(`SELECT 1 FROM firewalls WHERE name = $1`, []any{name}, &one)
-			if err == sql.ErrNoRows {
+			if errors.Is(err, sql.ErrNoRows) {
 				return noFirewall(name)
 			}
 			if err != nil {

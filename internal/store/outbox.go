@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -137,8 +136,7 @@ func (s *Store) OutboxStats(ctx context.Context) ([]OutboxStats, error) {
 
 // releaseDeliveries takes back what this file's dead writer had in hand.
 func (s *Store) releaseDeliveries(ctx context.Context) error {
-	_, err := s.writes.ExecContext(ctx, `UPDATE deliveries SET leased_until = 0 WHERE leased_until > 0`)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+	if _, err := s.writes.ExecContext(ctx, `UPDATE deliveries SET leased_until = 0 WHERE leased_until > 0`); err != nil {
 		return fmt.Errorf("take deliveries back: %w", err)
 	}
 	return nil

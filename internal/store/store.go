@@ -127,6 +127,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("make the controller's id: %w", err)
 	}
+	if _, alone := s.eng.(*sqlite); alone {
+		return s.releaseDeliveries(ctx)
+	}
 	return nil
 }
 

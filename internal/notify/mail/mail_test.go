@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -80,7 +81,7 @@ func read(t *testing.T, raw []byte) (msg *netmail.Message, subject, plain, htm s
 	r := multipart.NewReader(msg.Body, params["boundary"])
 	for {
 		p, err := r.NextRawPart()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return msg, subject, plain, htm
 		}
 		if err != nil {
