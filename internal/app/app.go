@@ -140,6 +140,9 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 	if a.callers, err = openCallers(cfg.StateDir, a.now); err != nil {
 		return nil, err
 	}
+	if err := a.readExemptions(ctx); err != nil {
+		return nil, err
+	}
 	st := a.survey(ctx, cfg)
 	for name, err := range st.bundles {
 		a.log.Error("a firewall's bundle cannot be used", "firewall", name, "err", err)

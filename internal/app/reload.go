@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/parry/parry/internal/ansible"
@@ -24,6 +25,7 @@ const (
 	findEvery   = 5 * time.Minute
 	pruneEvery  = time.Hour
 	warmEvery   = time.Minute
+	othersEvery = 2 * time.Second
 )
 
 // survey reads what lies outside the configuration: the inventory and the bundles. Nothing that is wrong there is fatal: firewalls of
@@ -72,29 +74,14 @@ func (a *App) settle(ctx context.Context, st *state) error {
 			return fmt.Errorf("list the firewalls in the database: %w", err)
 		}
 	}
-	a.policy.Replace(parry.ExemptConfig, st.cfg.Exempt())
-	if err := a.refreshExemptions(ctx, st); err != nil {
+	if err := a.replaceExemptions(ctx, parry.ExemptConfig, st.cfg.Exempt()); err != nil {
 		return err
 	}
-	ended, err := a.store.EndExempted(ctx, a.policy.All())
-	if err != nil {
-		return fmt.Errorf("end exempted blocks: %w", err)
-	}
-	if len(ended) > 0 {
-		a.log.Warn("live blocks were ended: exemptions overlap them", "blocks", len(ended), "first", string(ended[0]))
-	}
-	return nil
+	return a.refreshExemptions(ctx, st)
 }
 
-// refreshExemptions reads those of the API, which another replica may have changed, and finds the found ones anew. Those that are new end
-// the live blocks that they overlap.
+// refreshExemptions finds the found ones anew.
 func (a *App) refreshExemptions(ctx context.Context, st *state) error {
-	api, err := a.store.Exemptions(ctx)
-	if err != nil {
-		return fmt.Errorf("read the exemptions: %w", err)
-	}
-	a.policy.Replace(parry.ExemptAPI, api)
-
 	tokens, err := a.store.Tokens(ctx)
 	if err != nil {
 		return fmt.Errorf("read the tokens: %w", err)
@@ -113,26 +100,45 @@ func (a *App) refreshExemptions(ctx context.Context, st *state) error {
 			hosts = old.hosts
 		}
 	}
-	found := a.found.find(ctx, st.cfg, hosts, callers)
+	return a.replaceExemptions(ctx, parry.ExemptFound, a.found.find(ctx, st.cfg, hosts, callers))
+}
 
+// readExemptions reads those of the API: at the start, and where other replicas may have changed them; what this one changes is in the
+// never-block list already. One that was made here a moment ago may not be in the database yet.
+func (a *App) readExemptions(ctx context.Context) error {
+	api, err := a.store.Exemptions(ctx)
+	if err != nil {
+		return fmt.Errorf("read the exemptions: %w", err)
+	}
+	for _, x := range a.policy.All() {
+		young := x.Source == parry.ExemptAPI && a.now().Sub(x.CreatedAt) < time.Minute
+		if young && !slices.ContainsFunc(api, func(y parry.Exemption) bool { return y.ID == x.ID }) {
+			api = append(api, x)
+		}
+	}
+	return a.replaceExemptions(ctx, parry.ExemptAPI, api)
+}
+
+// replaceExemptions puts all of a source into the never-block list. Those that are new there end the live blocks that they overlap.
+func (a *App) replaceExemptions(ctx context.Context, source parry.ExemptionSource, all []parry.Exemption) error {
 	known := map[parry.ExemptionID]bool{}
 	for _, x := range a.policy.All() {
 		known[x.ID] = true
 	}
-	fresh := slices.DeleteFunc(slices.Clone(found), func(x parry.Exemption) bool { return known[x.ID] })
-	a.policy.Replace(parry.ExemptFound, found)
+	fresh := slices.DeleteFunc(slices.Clone(all), func(x parry.Exemption) bool { return known[x.ID] })
+	a.policy.Replace(source, all)
 	if len(fresh) == 0 {
 		return nil
 	}
 	for _, x := range fresh {
-		a.log.Debug("an exemption was found", "prefix", x.Prefix.String(), "why", x.Reason)
+		a.log.Debug("an exemption is new", "prefix", x.Prefix.String(), "source", string(source), "why", x.Reason)
 	}
 	ended, err := a.store.EndExempted(ctx, fresh)
 	if err != nil {
 		return fmt.Errorf("end exempted blocks: %w", err)
 	}
 	if len(ended) > 0 {
-		a.log.Warn("live blocks were ended: found exemptions overlap them", "blocks", len(ended), "first", string(ended[0]))
+		a.log.Warn("live blocks were ended: new exemptions overlap them", "source", string(source), "blocks", len(ended), "first", string(ended[0]))
 	}
 	return nil
 }
@@ -226,6 +232,12 @@ func (a *App) upkeep(ctx context.Context) error {
 	defer prune.Stop()
 	soon := time.NewTimer(time.Minute) // not while everything starts
 	defer soon.Stop()
+	var others <-chan time.Time // other replicas' exemptions
+	if a.config().Database.Driver == "postgres" {
+		t := time.NewTicker(othersEvery)
+		defer t.Stop()
+		others = t.C
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -234,6 +246,10 @@ func (a *App) upkeep(ctx context.Context) error {
 			a.resurvey(ctx)
 		case <-a.callers.fresh:
 			a.refind(ctx)
+		case <-others:
+			if err := a.readExemptions(ctx); err != nil && ctx.Err() == nil {
+				a.log.Error("refresh the exemptions", "err", err)
+			}
 		case <-find.C:
 			a.refind(ctx)
 		case <-soon.C:
@@ -324,6 +340,8 @@ func (a *App) keepWarm(ctx context.Context) error {
 	tick := time.NewTicker(warmEvery)
 	defer tick.Stop()
 	warm := map[string]bool{}
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for {
 		st := a.state.Load()
 		listed := map[string]bool{}
@@ -334,7 +352,7 @@ func (a *App) keepWarm(ctx context.Context) error {
 			}
 			listed[fw.Name] = true
 			warm[fw.Name] = true
-			go a.warmOne(ctx, h)
+			wg.Go(func() { a.warmOne(ctx, h) })
 		}
 		for name := range warm {
 			if !listed[name] {

@@ -71,14 +71,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 			}
 			return nil // not known yet: the firewall rejects what it cannot do
 		},
-		Phase: func(name string) string {
-			for _, s := range a.reconciler.Status() {
-				if s.Firewall == name {
-					return string(s.State)
-				}
-			}
-			return ""
-		},
+		Phase:    func(name string) string { return string(a.reconciler.LaneState(name)) },
 		RunFiles: runFiles{cfg.StateDir},
 		Checks:   a.checks(),
 		Version:  func() (string, string, string) { return a.o.Version, a.o.Commit, a.o.Built },

@@ -318,13 +318,18 @@ func (l *loader) secret(key string, s *Secret, path string) {
 	switch {
 	case err != nil:
 		l.problem(line, key, "%v; name a file", err)
-	case serr == nil && st.Mode().Perm()&0o007 != 0:
+	case serr == nil && st.Mode().Perm()&0o007 != 0 && !orchestrated(path):
 		l.problem(line, key, "%s can be read by everybody; chmod 600 it", path)
 	case len(data) > maxSecret || text == "" || strings.ContainsAny(text, "\x00\n\r"):
 		l.problem(line, key, "%s must hold the secret on one line, and nothing else", path)
 	default:
 		*s = Secret(text)
 	}
+}
+
+// orchestrated tells whether a secret was mounted by a container engine, which gives it a mode of its own; only the container sees it.
+func orchestrated(path string) bool {
+	return strings.HasPrefix(path, "/run/secrets/") || strings.HasPrefix(path, "/var/run/secrets/")
 }
 
 // Keys lists every setting, dotted and sorted, with "[]" for the records of a list.

@@ -283,6 +283,18 @@ type LaneStatus struct {
 	Enforced int
 }
 
+// LaneState is what a firewall's lane is doing, empty when this replica has none for it. Unlike Status it is cheap.
+func (r *Reconciler) LaneState(firewall string) LaneState {
+	r.mu.Lock()
+	l := r.lanes[firewall]
+	r.mu.Unlock()
+	if l == nil {
+		return ""
+	}
+	s, _, _ := l.snapshot()
+	return s.State
+}
+
 // Status tells of every lane, sorted by firewall. It counts all standing blocks: for metrics and pages, not for loops.
 func (r *Reconciler) Status() []LaneStatus {
 	fleet := r.o.Fleet()
