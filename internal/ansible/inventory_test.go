@@ -120,3 +120,23 @@ func TestHostDigest_changesWithTheConnection(t *testing.T) {
 		seen[other.Digest()] = true
 	}
 }
+
+func TestLoadInventory_takesTheExampleThatIsShipped(t *testing.T) {
+	t.Parallel()
+	example, err := os.ReadFile("../../inventory/example/hosts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts, err := inventoryRunner(t, "hosts.yml", string(example)).LoadInventory(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(hosts) != 4 {
+		t.Errorf("got %d hosts, want 4", len(hosts))
+	}
+	for name, h := range hosts {
+		if h.Err != nil {
+			t.Errorf("%s: %v", name, h.Err)
+		}
+	}
+}
