@@ -149,7 +149,7 @@ func (r *rig) write(name, content string) {
 // configure writes the configuration; what more says comes last and wins.
 func (r *rig) configure(more string) {
 	r.Helper()
-	r.write("conf", fmt.Sprintf("# a comment\n\nurl = https://%s/\ntoken_file=%s/token\nca_file=%[2]s/ca.pem\nspool=%s\nsyslog_socket=%[2]s/log\n%[4]s",
+	r.write("conf", fmt.Sprintf("# a comment\n\n\t url =\thttps://%s/ \t\ntoken_file=%s/token\nca_file=%[2]s/ca.pem\nspool=%s\nsyslog_socket=%[2]s/log\n%[4]s",
 		r.addr, r.dir, r.spool, more))
 }
 
