@@ -1,0 +1,244 @@
+package app_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/parry/parry/api"
+	"github.com/parry/parry/internal/testenv"
+)
+
+// pair is a site with two firewalls, of which fw-a is to be broken, and a mail server.
+type pair struct {
+	*site
+	a, b *testenv.Lab
+	mail *testenv.Mail
+}
+
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	p := &pair{
+		a: testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"}), b: testenv.StartLab(t, testenv.LabOptions{Name: "fw-b"}),
+		mail: testenv.StartMail(t, testenv.MailOptions{}),
+	}
+	p.site = newSite(t, "bundles: bundles\nlisten: \"\"\nmail: {server: \""+p.mail.Addr+"\", security: plain, from: parry@example.net, to: [noc@example.net]}\n", p.a, p.b)
+	p.bundle("pfsense")
+	return p
+}
+
+// bundle copies the pfSense bundle under a name.
+func (p *pair) bundle(name string) (dir string) {
+	p.tb.Helper()
+	dir = filepath.Join(p.dir, "bundles", name)
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(repo(), "playbooks", "pfsense"))); err != nil {
+		p.tb.Fatal(err)
+	}
+	p.replace(filepath.Join(dir, "bundle.yml"), "name: pfsense", "name: "+name)
+	return dir
+}
+
+func (p *pair) replace(path, from, to string) {
+	p.tb.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		p.tb.Fatal(err)
+	}
+	if !strings.Contains(string(b), from) {
+		p.tb.Fatalf("%s has no %q", path, from)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(string(b), from, to, 1)), 0o600); err != nil {
+		p.tb.Fatal(err)
+	}
+}
+
+// breakBundle gives fw-a a bundle of its own with one file changed.
+func (p *pair) breakBundle(file, from, to string) {
+	p.tb.Helper()
+	p.replace(filepath.Join(p.bundle("broken"), file), from, to)
+	p.replace(p.config, "name: fw-a", "name: fw-a, bundle: broken")
+}
+
+// remember changes what fw-a remembers of who holds it, after a parry has held it.
+func (p *pair) remember(key string, value any) {
+	p.tb.Helper()
+	r := p.start()
+	block(p.tb, p.client(), api.BlockRequest{Source: "203.0.113.1"}, "60s")
+	r.end()
+	path := filepath.Join(p.a.Root, "cf", "conf", "parry.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		p.tb.Fatal(err)
+	}
+	state := map[string]any{}
+	if err := json.Unmarshal(b, &state); err != nil {
+		p.tb.Fatal(err)
+	}
+	state[key] = value
+	if b, err = json.Marshal(state); err != nil {
+		p.tb.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		p.tb.Fatal(err)
+	}
+}
+
+// TestFailures_eachHasItsNameAndStopsNobodyElse breaks one of two firewalls. Whatever it is, it is told by its name in the block's state, the
+// runs, the mail and the metrics, in time, and the block is in force on the other.
+func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		breaks func(p *pair)
+		noRun  bool // it fails before a playbook is begun
+	}{
+		"timeout": {breaks: func(p *pair) {
+			p.replace(p.config, "known_hosts: known_hosts", "known_hosts: known_hosts, deadline: 4s, grace: 1s")
+			p.a.Fault("hang", "pf")
+		}},
+		"unreachable": {breaks: func(p *pair) { p.a.Stop() }},
+		"host_key": {breaks: func(p *pair) {
+			known := strings.Fields(p.read("known_hosts"))
+			for i, w := range known {
+				if strings.HasPrefix(w, "AAAA") { // fw-a's comes first
+					p.replace(filepath.Join(p.dir, "known_hosts"), w, known[slices.IndexFunc(known[i+1:], func(s string) bool { return strings.HasPrefix(s, "AAAA") })+i+1])
+					return
+				}
+			}
+		}},
+		"authentication": {breaks: func(p *pair) { a := *p.a; a.KeyFile = p.b.KeyFile; p.inventory(&a, p.b) }},
+		"inventory":      {breaks: func(p *pair) { p.inventory(p.b) }, noRun: true},
+		"bundle":         {breaks: func(p *pair) { p.breakBundle("apply.yml", "hosts: all", "hosts: [all") }, noRun: true},
+		"task": {breaks: func(p *pair) {
+			p.breakBundle("apply.yml", "  tasks:\n", "  tasks:\n    - ansible.builtin.fail: {msg: no}\n")
+		}},
+		"playbook":   {breaks: func(p *pair) { p.breakBundle("apply.yml", "hosts: all", "hosts: nobody") }},
+		"pf_refused": {breaks: func(p *pair) { p.a.Fault("pf-refuse") }},
+		"no_proof": {breaks: func(p *pair) {
+			p.breakBundle("apply.yml", "    - name: Apply", "    - ansible.builtin.meta: end_play\n    - name: Apply")
+		}},
+		"proof_mismatch":     {breaks: func(p *pair) { p.breakBundle("program/40-pf.php", "hash('sha256', ", "hash('sha256', 'x' . ") }},
+		"stale_epoch":        {breaks: func(p *pair) { p.remember("epoch", 1<<40) }},
+		"foreign_controller": {breaks: func(p *pair) { p.remember("controller", "another") }},
+		"flushed":            {breaks: func(p *pair) { p.remember("held", true) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			tc.breaks(p)
+			p.start()
+			c := p.client()
+			got := block(t, c, api.BlockRequest{Source: "203.0.113.7"}, "60s")
+			states := map[string]api.BlockState{}
+			for _, s := range got.Status {
+				states[s.Name] = s.State
+			}
+			if states["fw-a"] != "degraded" || states["fw-b"] != "enforced" {
+				t.Errorf("states %v", states)
+			}
+			fw, err := c.GetFirewallWithResponse(t.Context(), "fw-a")
+			if err != nil || fw.JSON200.State != "failing" || fw.JSON200.Incident.Failure != name {
+				t.Fatalf("fw-a: %v %s", err, fw.Body)
+			}
+			if !tc.noRun {
+				runs, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{Firewall: "fw-a", Limit: 100})
+				if err != nil || !slices.ContainsFunc(runs.JSON200.Items, func(r api.Run) bool { return r.Failure == name }) {
+					t.Errorf("runs: %v %s", err, runs.Body)
+				}
+			}
+			letters := p.mail.Wait(1, 30*time.Second)
+			if len(letters) != 1 || !strings.Contains(string(letters[0].Data), name) || !strings.Contains(string(letters[0].Data), "Subject: parry: fw-a") {
+				t.Errorf("%d mails, the first: %s", len(letters), letters[0].Data)
+			}
+			m, err := c.GetMetricsWithResponse(t.Context())
+			if err != nil || !strings.Contains(string(m.Body), `result="`+name+`"`) {
+				t.Errorf("metrics do not tell %s: %v", name, err)
+			}
+			if strings.Contains(string(m.Body), "203.0.113.") {
+				t.Error("metrics bear an address")
+			}
+		})
+	}
+}
+
+func TestReject_oneBadEntryAmongAHundredStopsNoOther(t *testing.T) {
+	t.Parallel()
+	lab := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"})
+	s := newSite(t, "listen: \"\"\n", lab)
+	s.start()
+	c := s.client()
+	for i := range 100 {
+		block(t, c, api.BlockRequest{Source: fmt.Sprintf("203.0.113.%d", i+1)}, "")
+	}
+	bad := block(t, c, api.BlockRequest{Source: "198.51.100.7", Destination: "198.18.0.2"}, "60s")
+	if bad.State != "rejected" || bad.Status[0].Reason == "" {
+		t.Errorf("the bad one: %+v", bad)
+	}
+	eventually(t, "the others are in force", func() bool { return len(sources(lab)) == 100 })
+	fw, err := c.GetFirewallWithResponse(t.Context(), "fw-a")
+	if err != nil || len(fw.JSON200.Rejects) != 1 || fw.JSON200.Rejects[0].Code != "destination_is_firewall" {
+		t.Errorf("%v %s", err, fw.Body)
+	}
+}
+
+// TestHostileText_isKeptAsWrittenAndActsOnNothing sends what would act on the Ansible host, the firewall, a mail or a log in every free-text
+// field, and lets the firewall fail so that a mail is written about it.
+func TestHostileText_isKeptAsWrittenAndActsOnNothing(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	canary := filepath.Join(p.dir, "canary")
+	hostile := "{{ lookup('pipe','touch " + canary + "') }} {% set x=1 %} $(touch " + canary + ") `touch " + canary + "` ;touch " + canary +
+		"\r\nBcc: evil@example.net\r\n\r\n<script>alert(1)</script> ]]></descr><x/> \x1b[2J =cmd|'/C calc'!A1 ! # \\ \" '"
+	r := p.start()
+	c := p.client()
+	block(t, c, api.BlockRequest{Source: "203.0.113.1"}, "60s")
+	before := p.a.Config()
+	p.a.Fault("pf-refuse")
+	b := block(t, c, api.BlockRequest{Source: "203.0.113.2", Destination: "198.51.100.1", Reason: hostile, Origin: hostile[:250], AlertID: hostile[:250], RuleID: hostile[:250]}, "60s")
+	if b.Reason != hostile || b.Origin != hostile[:250] {
+		t.Errorf("not kept as written: %q", b.Reason)
+	}
+	letters := p.mail.Wait(1, 30*time.Second)
+	for _, l := range letters {
+		head, _, _ := strings.Cut(string(l.Data), "\r\n\r\n")
+		if strings.Contains(head, "evil") || len(l.To) != 1 || strings.Contains(string(l.Data), "<script>") {
+			t.Errorf("the mail: %s", l.Data)
+		}
+	}
+	if got := p.a.Config(); got != before {
+		t.Error("config.xml of a firewall that refuses was changed")
+	}
+	p.a.Fault("off")
+	h, err := c.HoldFirewallWithResponse(t.Context(), "fw-b", api.HoldRequest{Reason: hostile})
+	if err != nil || h.JSON200 == nil || h.JSON200.Hold.Reason != hostile {
+		t.Errorf("hold: %v %s", err, h.Body)
+	}
+	x, err := c.CreateExemptionWithResponse(t.Context(), api.ExemptionRequest{Prefix: "192.0.2.77", Reason: hostile})
+	if err != nil || x.JSON201 == nil || x.JSON201.Exemption.Reason != hostile {
+		t.Errorf("exemption: %v %s", err, x.Body)
+	}
+	if _, err := c.VerifyFirewallWithResponse(t.Context(), "fw-a"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the block is in force", func() bool { return slices.Contains(sources(p.a), "203.0.113.2") })
+	for _, l := range []*testenv.Lab{p.a, p.b} {
+		for _, part := range []string{"canary", "evil", "alert(1)", "lookup", "calc"} {
+			if strings.Contains(l.Config(), part) || strings.Contains(l.Rules(), part) {
+				t.Errorf("%s holds %q", l.Name, part)
+			}
+		}
+	}
+	if _, err := os.Stat(canary); err == nil {
+		t.Error("the canary was touched")
+	}
+	r.end()
+	for line := range strings.Lines(r.log.String()) {
+		if !strings.HasPrefix(line, "time=") || strings.ContainsRune(line, 0x1b) {
+			t.Errorf("the log: %q", line)
+		}
+	}
+}
