@@ -119,7 +119,7 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 		"playbook":   {breaks: func(p *pair) { p.breakBundle("apply.yml", "hosts: all", "hosts: nobody") }},
 		"pf_refused": {breaks: func(p *pair) { p.a.Fault("pf-refuse") }},
 		"no_proof": {breaks: func(p *pair) {
-			p.breakBundle("apply.yml", "ansible.builtin.import_role:\n        name: parry\n        tasks_from: apply\n", "ansible.builtin.raw: pwd\n")
+			p.breakBundle("apply.yml", "    - name: Apply", "    - ansible.builtin.raw: pwd\n    - when: false\n      name: Apply")
 		}},
 		"proof_mismatch":     {breaks: func(p *pair) { p.breakBundle("program/40-pf.php", "hash('sha256', ", "hash('sha256', 'x' . ") }},
 		"stale_epoch":        {breaks: func(p *pair) { p.remember("epoch", 1<<40) }},
