@@ -9,7 +9,6 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 PKG ?= ./...
 TESTFLAGS ?=
 BENCH ?= .
-BENCHFLAGS ?=
 
 .PHONY: build demo test bench lint generate check-generated clean help
 
@@ -27,9 +26,9 @@ test: ## all tests, with the race detector, on SQLite and PostgreSQL
 	@scripts/setup test
 	CI=1 $(GO) test -race -timeout 15m $(TESTFLAGS) $(PKG)
 
-bench: ## the figures: latency, durable accepts, the storm
+bench: ## the figures: latency against bare Ansible, durable accepts, storm; BENCH= picks one
 	@scripts/setup test
-	CI=1 $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m $(BENCHFLAGS) $(PKG)
+	@scripts/bench '$(BENCH)'
 
 lint: ## gofmt, vet, golangci-lint (layers too), shellcheck, ansible-lint, yamllint
 	@scripts/setup test
