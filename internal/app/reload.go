@@ -199,7 +199,7 @@ func Level(name string) slog.Level {
 func unchangeable(c *config.Config) map[string]any {
 	return map[string]any{
 		"listen": &c.Listen, "tls": &c.TLS, "socket": &c.Socket, "state_dir": &c.StateDir, "database": &c.Database, "bundles": &c.Bundles,
-		"ansible": &c.Ansible, "limits.queue": &c.Limits.Queue, "limits.waiters": &c.Limits.Waiters, "reconcile": &c.Reconcile,
+		"ansible": &c.Ansible, "limits.queue": &c.Limits.Queue, "reconcile": &c.Reconcile,
 		"blocks.expiry_slack": &c.Blocks.ExpirySlack, "mail": &c.Mail, "log.format": &c.Log.Format, "trusted_proxies": &c.TrustedProxies,
 	}
 }
