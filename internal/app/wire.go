@@ -63,7 +63,10 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 		Store: a.store, Auth: a.auth, Policy: a.policy, Fleet: a.fleet, Registry: a.registry,
 		Settings: func() httpapi.Settings {
 			c := a.config()
-			return httpapi.Settings{MaxBlocks: c.Blocks.MaxBlocks, WidenBeyondMax: c.Blocks.BeyondMaxRules == "widen", Waiters: c.Limits.Waiters}
+			return httpapi.Settings{
+				MaxBlocks: c.Blocks.MaxBlocks, WidenBeyondMax: c.Blocks.BeyondMaxRules == "widen", Waiters: c.Limits.Waiters,
+				HonourDelete: c.Hooks.HonourDelete,
+			}
 		},
 		Express: func(fw *parry.Firewall, m parry.Match) error {
 			if manifest, ok := a.state.Load().manifests[fw.Name]; ok {

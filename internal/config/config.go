@@ -26,6 +26,7 @@ type Config struct {
 	Mail             Mail        `yaml:"mail"`
 	Log              Log         `yaml:"log"`
 	TrustedProxies   []Prefix    `yaml:"trusted_proxies"`
+	Hooks            Hooks       `yaml:"hooks"`
 }
 
 // TLS is how the API is served. Without a certificate parry makes its own.

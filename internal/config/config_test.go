@@ -132,6 +132,11 @@ func TestLoad_faultsNameLineKeyAndMend(t *testing.T) {
 		"mail address":     {"mail:\n  server: a:25\n  from: \"a@x\\r\\nBcc: b@x\"\n  to: [b@example.net]\n", `parry.yaml:3: mail.from: .* is no mail address`},
 		"secret missing":   {"mail:\n  password_file: nowhere\n", `parry.yaml:2: mail.password_file: .*make it, mode 0600`},
 		"secret open":      {"mail:\n  password_file: " + secret + "\n", `mail.password_file: .*chmod 600`},
+		"agent unknown":    {"firewalls:\n- name: a\nhooks:\n  agents:\n    web01: [b]\n", `parry.yaml:4: hooks.agents.web01: "b" is no firewall or group; there are a, all`},
+		"agent of none":    {"hooks:\n  agents: {003: []}\n", `parry.yaml:2: hooks.agents.003: write firewalls or groups`},
+		"hook level":       {"hooks:\n  wazuh:\n    min_level: 17\n", `parry.yaml:3: hooks.wazuh.min_level: 17 is out of bounds`},
+		"hook rule":        {"hooks:\n  wazuh: {rules: {5712: 1ms}}\n", `hooks.wazuh.rules.5712: 1ms is out of bounds`},
+		"hook internal":    {"hooks:\n  wazuh: {internal: [0.0.0.0/0]}\n", `hooks.wazuh.internal\[0\]: .*your own networks`},
 		"secret twice":     {"database:\n  driver: postgres\n  dsn: a\n  dsn_file: b\n", `database.dsn: set this or database.dsn_file, not both`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -167,6 +167,7 @@ func (v *validator) firewalls(c *Config) {
 	} else if err := fleet.Check(parry.ParseSelector(c.DefaultFirewalls...)); err != nil {
 		v.add("default_firewalls", "%v", err)
 	}
+	v.hooks(&c.Hooks, &fleet)
 }
 
 func (v *validator) mail(m *Mail) {

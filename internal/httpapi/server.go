@@ -61,6 +61,7 @@ type Settings struct {
 	MaxBlocks      int64 // live blocks; 0 is no limit
 	WidenBeyondMax bool  // beyond a firewall's max_rules, block the source altogether instead of refusing
 	Waiters        int   // requests that may wait at once; 256
+	HonourDelete   bool  // a token without RightUnblock may end the blocks that it made
 }
 
 // Check is one line of /readyz.

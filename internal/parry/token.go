@@ -10,7 +10,7 @@ import (
 type Role string
 
 const (
-	RoleTrigger  Role = "trigger"  // POST blocks, read the blocks that it made
+	RoleTrigger  Role = "trigger"  // POST blocks, read the blocks that it made, end them where that is honoured
 	RoleReader   Role = "reader"   // read everything but tokens
 	RoleOperator Role = "operator" // lift, shorten and extend blocks, prefixes, holds
 	RoleApprover Role = "approver" // exemptions, adopt, approve, retire
@@ -26,6 +26,7 @@ const (
 	RightRead       Right = "read"        // read everything but tokens
 	RightPrefix     Right = "prefix"      // ask for a block of a prefix
 	RightUnblock    Right = "unblock"     // end, extend, shorten
+	RightUnblockOwn Right = "unblock-own" // end blocks that the token made; without RightUnblock, only where the configuration honours it
 	RightHold       Right = "hold"        // hold and release firewalls
 	RightExempt     Right = "exempt"      // add and remove exemptions
 	RightTakeOver   Right = "take-over"   // adopt, approve, retire
@@ -34,12 +35,12 @@ const (
 )
 
 var rights = map[Role][]Right{
-	RoleTrigger:  {RightBlock, RightReadOwn},
+	RoleTrigger:  {RightBlock, RightReadOwn, RightUnblockOwn},
 	RoleReader:   {RightReadOwn, RightRead},
-	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightHold},
-	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightHold, RightExempt, RightTakeOver},
-	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightHold, RightExempt, RightTakeOver, RightWithoutEnd,
-		RightTokens},
+	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightUnblockOwn, RightHold},
+	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightExempt, RightTakeOver},
+	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightExempt, RightTakeOver,
+		RightWithoutEnd, RightTokens},
 }
 
 // Roles lists every role, least first.
