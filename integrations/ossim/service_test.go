@@ -85,7 +85,7 @@ func TestService_takesWhatTheScriptSends(t *testing.T) {
 			"--plugin-sid=30001", "--event-id=" + event, "--sensor=" + hostile, "--date=2017-08-05", "10:11:12", "[UTC]"}
 		asked := time.Now()
 		r.mustRun(args...)
-		page, err := client.ListBlocksWithResponse(r.Context(), &api.ListBlocksParams{Source: "203.0.113.7", Limit: 10})
+		page, err := client.ListBlocksWithResponse(r.Context(), &api.ListBlocksParams{Source: new("203.0.113.7"), Limit: new(10)})
 		if err != nil || page.JSON200 == nil || len(page.JSON200.Items) != 1 {
 			r.Fatalf("blocks: %v %s", err, page.Body)
 		}
@@ -99,7 +99,7 @@ func TestService_takesWhatTheScriptSends(t *testing.T) {
 		if want := strings.ToValidUTF8("OSSIM event 1505:30001, sensor "+hostile+", at 2017-08-05 10:11:12 [UTC]", "\ufffd"); b.Reason != want {
 			r.Errorf("reason = %q, want %q", b.Reason, want)
 		}
-		evidence, err := client.ListBlockRequestsWithResponse(r.Context(), b.ID, &api.ListBlockRequestsParams{Limit: 10})
+		evidence, err := client.ListBlockRequestsWithResponse(r.Context(), b.ID, &api.ListBlockRequestsParams{Limit: new(10)})
 		if err != nil || evidence.JSON200 == nil || len(evidence.JSON200.Items) != 1 {
 			r.Fatalf("requests: %v %s", err, evidence.Body)
 		}
@@ -149,7 +149,7 @@ func TestService_aResentRequestIsOne(t *testing.T) {
 			}
 			r.mustRun("--replay")
 		}
-		page, err := client.ListBlocksWithResponse(r.Context(), &api.ListBlocksParams{Source: "203.0.113.7", Limit: 10})
+		page, err := client.ListBlocksWithResponse(r.Context(), &api.ListBlocksParams{Source: new("203.0.113.7"), Limit: new(10)})
 		if err != nil || page.JSON200 == nil || len(page.JSON200.Items) != 1 {
 			r.Fatalf("blocks: %v %s", err, page.Body)
 		}

@@ -216,7 +216,7 @@ func key() string {
 
 func block(tb testing.TB, c *api.ClientWithResponses, req api.BlockRequest, wait string) *api.Block {
 	tb.Helper()
-	r, err := c.CreateBlockWithResponse(tb.Context(), &api.CreateBlockParams{Wait: wait, IdempotencyKey: key()}, req)
+	r, err := c.CreateBlockWithResponse(tb.Context(), &api.CreateBlockParams{Wait: &wait, IdempotencyKey: new(key())}, req)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -357,7 +357,7 @@ func TestReload_badConfigurationKeepsTheOldOne(t *testing.T) {
 	r := s.start()
 	good, c := s.read("parry.yaml"), s.client()
 	refuses := func(source, ttl string) bool {
-		resp, err := c.CreateBlockWithResponse(t.Context(), &api.CreateBlockParams{IdempotencyKey: key()}, api.BlockRequest{Source: source, TTL: ttl})
+		resp, err := c.CreateBlockWithResponse(t.Context(), &api.CreateBlockParams{IdempotencyKey: new(key())}, api.BlockRequest{Source: source, TTL: ttl})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -387,7 +387,7 @@ func TestReload_badConfigurationKeepsTheOldOne(t *testing.T) {
 	if !refuses("203.0.113.1", "1h") {
 		t.Error("the new exemption does not stand")
 	}
-	list, err := c.ListBlocksWithResponse(t.Context(), &api.ListBlocksParams{Status: "ended", Limit: 100})
+	list, err := c.ListBlocksWithResponse(t.Context(), &api.ListBlocksParams{Status: new(api.ListBlocksParamsStatusEnded), Limit: new(100)})
 	if err != nil || len(list.JSON200.Items) != 1 || list.JSON200.Items[0].EndReason != "exempted" {
 		t.Errorf("the live block of an address that is exempt now did not end: %s", list.Body)
 	}
@@ -413,7 +413,7 @@ func TestReload_takesFirewallsInAndOut(t *testing.T) {
 	}
 	eventually(t, "the new firewall has the block", func() bool { return slices.Contains(sources(b), "203.0.113.7") })
 	eventually(t, "it is proved on both", func() bool {
-		l, err := c.ListBlocksWithResponse(t.Context(), &api.ListBlocksParams{Limit: 100})
+		l, err := c.ListBlocksWithResponse(t.Context(), &api.ListBlocksParams{Limit: new(100)})
 		return err == nil && l.JSON200.Items[0].Enforced == 2
 	})
 }
@@ -429,7 +429,7 @@ func TestRun_drainsARunInProgressAndAnswersWhoWaits(t *testing.T) {
 	answered := make(chan *api.Block, 1)
 	go func() { answered <- block(t, c, api.BlockRequest{Source: "203.0.113.2"}, "60s") }()
 	eventually(t, "a run is on", func() bool {
-		l, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{State: "running", Limit: 100})
+		l, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{State: new(api.RunStateRunning), Limit: new(100)})
 		return err == nil && len(l.JSON200.Items) == 1
 	})
 	start := time.Now()
@@ -442,7 +442,7 @@ func TestRun_drainsARunInProgressAndAnswersWhoWaits(t *testing.T) {
 	}
 	lab.Fault("off")
 	s.start()
-	l, err := s.client().ListRunsWithResponse(t.Context(), &api.ListRunsParams{Limit: 1000})
+	l, err := s.client().ListRunsWithResponse(t.Context(), &api.ListRunsParams{Limit: new(1000)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func BenchmarkStorm(b *testing.B) {
 			wg.Go(func() {
 				for i := next.Add(1); i <= n; i = next.Add(1) {
 					t := time.Now()
-					a, err := c.CreateBlockWithResponse(b.Context(), &api.CreateBlockParams{IdempotencyKey: key()},
+					a, err := c.CreateBlockWithResponse(b.Context(), &api.CreateBlockParams{IdempotencyKey: new(key())},
 						api.BlockRequest{Source: fmt.Sprintf("45.0.%d.%d", i>>8, i&255), TTL: "1h", Reason: "storm", Origin: "bench"})
 					if err != nil || a.StatusCode() != http.StatusCreated {
 						b.Errorf("not accepted: %v", err)
@@ -103,7 +103,7 @@ func BenchmarkStorm(b *testing.B) {
 
 func runCount(tb testing.TB, c *api.ClientWithResponses) int {
 	tb.Helper()
-	l, err := c.ListRunsWithResponse(tb.Context(), &api.ListRunsParams{Limit: 1000})
+	l, err := c.ListRunsWithResponse(tb.Context(), &api.ListRunsParams{Limit: new(1000)})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func fill(b *testing.B, c, local *api.ClientWithResponses, n int) {
 	for range 64 {
 		wg.Go(func() {
 			for i := int(next.Add(1)); i <= n; i = int(next.Add(1)) {
-				a, err := c.CreateBlockWithResponse(b.Context(), &api.CreateBlockParams{IdempotencyKey: key()},
+				a, err := c.CreateBlockWithResponse(b.Context(), &api.CreateBlockParams{IdempotencyKey: new(key())},
 					api.BlockRequest{Source: fmt.Sprintf("45.%d.%d.%d", i>>16, i>>8&255, i&255), TTL: "4h"})
 				if err != nil || a.StatusCode() != http.StatusCreated {
 					b.Errorf("not accepted: %v", err)

@@ -145,7 +145,7 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 				t.Fatalf("fw-a: %v %s", err, fw.Body)
 			}
 			if !tc.noRun {
-				runs, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{Firewall: "fw-a", Limit: 100})
+				runs, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{Firewall: new("fw-a"), Limit: new(100)})
 				if err != nil || !slices.ContainsFunc(runs.JSON200.Items, func(r api.Run) bool { return r.Failure == name }) {
 					t.Errorf("runs: %v %s", err, runs.Body)
 				}

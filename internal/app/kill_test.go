@@ -126,7 +126,7 @@ func (l *ledger) work(ctx context.Context, c *api.ClientWithResponses) {
 		if brief {
 			req.TTL = "2s"
 		}
-		r, err := c.CreateBlockWithResponse(ctx, &api.CreateBlockParams{IdempotencyKey: key()}, req)
+		r, err := c.CreateBlockWithResponse(ctx, &api.CreateBlockParams{IdempotencyKey: new(key())}, req)
 		if err == nil && r.JSON201 != nil {
 			l.mu.Lock()
 			l.blocked[r.JSON201.ID], l.brief[r.JSON201.ID] = source, brief
@@ -189,7 +189,7 @@ func TestKill_nothingIsLostOrLeakedAndRunsNeverOverlap(t *testing.T) {
 			return false
 		}
 		clear(want)
-		for q := (&api.ListBlocksParams{Limit: 1000}); ; {
+		for q := (&api.ListBlocksParams{Limit: new(1000)}); ; {
 			l, err := c.ListBlocksWithResponse(t.Context(), q)
 			if err != nil || l.JSON200 == nil {
 				return false
@@ -200,11 +200,11 @@ func TestKill_nothingIsLostOrLeakedAndRunsNeverOverlap(t *testing.T) {
 					return false
 				}
 			}
-			if q.Cursor = l.JSON200.Next; q.Cursor == "" {
+			if q.Cursor = &l.JSON200.Next; *q.Cursor == "" {
 				break
 			}
 		}
-		running, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{State: "running", Limit: 1})
+		running, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{State: new(api.RunStateRunning), Limit: new(1)})
 		held = sources(lab)
 		return err == nil && len(running.JSON200.Items) == 0 && time.Since(last) > 4*time.Second // those that end soon have ended
 	})
@@ -228,7 +228,7 @@ func TestKill_nothingIsLostOrLeakedAndRunsNeverOverlap(t *testing.T) {
 		}
 	}
 	runs := overlaps(t, filepath.Join(lab.Root, "root", "runs.log"))
-	for q := (&api.ListRunsParams{Limit: 1000}); ; {
+	for q := (&api.ListRunsParams{Limit: new(1000)}); ; {
 		l, err := c.ListRunsWithResponse(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
@@ -238,7 +238,7 @@ func TestKill_nothingIsLostOrLeakedAndRunsNeverOverlap(t *testing.T) {
 				t.Errorf("run %s: %s %s", r.ID, r.State, r.Failure)
 			}
 		}
-		if q.Cursor = l.JSON200.Next; q.Cursor == "" {
+		if q.Cursor = &l.JSON200.Next; *q.Cursor == "" {
 			break
 		}
 	}

@@ -31,7 +31,7 @@ func TestReplicas_takeOverLanesAndShareExemptions(t *testing.T) {
 		t.Fatalf("%v: %s", err, r.Body)
 	}
 	eventually(t, "the other replica refuses what is exempt", func() bool {
-		r, err := cb.CreateBlockWithResponse(t.Context(), &api.CreateBlockParams{IdempotencyKey: key()}, api.BlockRequest{Source: "203.0.113.9"})
+		r, err := cb.CreateBlockWithResponse(t.Context(), &api.CreateBlockParams{IdempotencyKey: new(key())}, api.BlockRequest{Source: "203.0.113.9"})
 		return err == nil && r.StatusCode() == http.StatusUnprocessableEntity
 	})
 	first.end()

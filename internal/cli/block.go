@@ -16,7 +16,8 @@ import (
 
 func (s *shell) block() *cobra.Command {
 	var req api.BlockRequest
-	var wait, proto string
+	var wait *string
+	var proto string
 	c := &cobra.Command{
 		Use:   "block ADDRESS|PREFIX",
 		Short: "Block a source, or refresh its block",
@@ -37,7 +38,7 @@ becomes the later one. With --wait the answer tells what the firewalls proved.`,
 			}
 			req.Source, req.Protocol = args[0], api.BlockRequestProtocol(proto)
 			start := s.Now()
-			r, err := ask(cl.CreateBlockWithResponse(c.Context(), &api.CreateBlockParams{Wait: wait, IdempotencyKey: rand.Text()}, req))
+			r, err := ask(cl.CreateBlockWithResponse(c.Context(), &api.CreateBlockParams{Wait: wait, IdempotencyKey: new(rand.Text())}, req))
 			if err != nil {
 				return err
 			}
@@ -53,9 +54,9 @@ becomes the later one. With --wait the answer tells what the firewalls proved.`,
 			if s.json() {
 				err = s.raw(r.Body)
 			} else {
-				err = s.human(func(p *printer) { p.blockLine(b, wait != "", s.Now().Sub(start)) })
+				err = s.human(func(p *printer) { p.blockLine(b, wait != nil, s.Now().Sub(start)) })
 			}
-			if err == nil && wait != "" && (r.StatusCode() == http.StatusAccepted || b.State != "enforced") {
+			if err == nil && wait != nil && (r.StatusCode() == http.StatusAccepted || b.State != "enforced") {
 				return &exitError{code: ExitUnproved}
 			}
 			return err
@@ -72,15 +73,15 @@ becomes the later one. With --wait the answer tells what the firewalls proved.`,
 	f.StringVar(&req.Origin, "origin", "cli", "who saw it")
 	f.StringVar(&req.AlertID, "alert-id", "", "the alert's id, kept as evidence")
 	f.StringVar(&req.RuleID, "rule-id", "", "the rule's id, kept as evidence")
-	f.StringVar(&wait, "wait", "", "wait so `long` for the firewalls' proof (at most 2m); exit 5 without it")
+	f.Var(optional{&wait}, "wait", "wait so `long` for the firewalls' proof (at most 2m); exit 5 without it")
 	return c
 }
 
-func parseWait(s string) (time.Duration, error) {
-	if s == "" {
+func parseWait(s *string) (time.Duration, error) {
+	if s == nil {
 		return 0, nil
 	}
-	d, err := config.ParseDuration(s)
+	d, err := config.ParseDuration(*s)
 	if err != nil {
 		return 0, fail(ExitUsage, "--wait: %v", err)
 	}
@@ -152,7 +153,8 @@ func targetText(b *api.Block) string {
 }
 
 func (s *shell) unblock() *cobra.Command {
-	var wait, in string
+	var wait *string
+	var in string
 	c := &cobra.Command{
 		Use:   "unblock BLOCK|ADDRESS|PREFIX...",
 		Short: "End blocks, by id or by source",
@@ -200,8 +202,8 @@ func (s *shell) unblock() *cobra.Command {
 				if e == nil {
 					return refused(r.StatusCode(), nil)
 				}
-				unproved = unproved || wait != "" && (r.StatusCode() == http.StatusAccepted || e.Block.State != "lifted")
-				if err := s.show(r.Body, func(p *printer) { p.endedLine(e, wait != "", s.Now().Sub(start)) }); err != nil {
+				unproved = unproved || wait != nil && (r.StatusCode() == http.StatusAccepted || e.Block.State != "lifted")
+				if err := s.show(r.Body, func(p *printer) { p.endedLine(e, wait != nil, s.Now().Sub(start)) }); err != nil {
 					return err
 				}
 			}
@@ -211,7 +213,7 @@ func (s *shell) unblock() *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVar(&wait, "wait", "", "wait so `long` for the firewalls' proof (at most 2m); exit 5 without it")
+	c.Flags().Var(optional{&wait}, "wait", "wait so `long` for the firewalls' proof (at most 2m); exit 5 without it")
 	c.Flags().StringVar(&in, "in", "", "end so `long` from now instead of at once: shortens or extends")
 	c.MarkFlagsMutuallyExclusive("wait", "in")
 	return c
@@ -235,12 +237,12 @@ func (s *shell) resolve(c *cobra.Command, cl *api.ClientWithResponses, arg strin
 			return nil, fail(ExitUsage, "%q is neither a block's id (b-…) nor an address nor a prefix", arg)
 		}
 	}
-	list, err := s.listBlocks(c, cl, api.ListBlocksParams{Source: arg}, 0)
+	list, err := s.listBlocks(c, cl, api.ListBlocksParams{Source: &arg}, 0)
 	if err != nil {
 		return nil, err
 	}
 	if len(list.Items) == 0 {
-		cover, err := s.listBlocks(c, cl, api.ListBlocksParams{Covering: arg}, 10)
+		cover, err := s.listBlocks(c, cl, api.ListBlocksParams{Covering: &arg}, 10)
 		if err != nil {
 			return nil, err
 		}

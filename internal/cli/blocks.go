@@ -31,11 +31,13 @@ func (s *shell) blocks() *cobra.Command {
 			}
 			switch {
 			case all:
-				q.Status = "all"
+				q.Status = new(api.ListBlocksParamsStatusAll)
 			case ended:
-				q.Status = "ended"
+				q.Status = new(api.ListBlocksParamsStatusEnded)
 			}
-			q.Firewalls = strings.Join(on, ",")
+			if len(on) > 0 {
+				q.Firewalls = new(strings.Join(on, ","))
+			}
 			list, err := s.listBlocks(c, cl, q, limit)
 			if err != nil {
 				return err
@@ -56,13 +58,13 @@ func (s *shell) blocks() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&q.Source, "source", "", "of exactly this `address` or prefix")
-	f.StringVar(&q.Covering, "covering", "", "whose source contains this `address` or prefix")
-	f.StringVar(&q.Within, "in", "", "whose source lies in this `prefix`")
+	f.Var(optional{&q.Source}, "source", "of exactly this `address` or prefix")
+	f.Var(optional{&q.Covering}, "covering", "whose source contains this `address` or prefix")
+	f.Var(optional{&q.Within}, "in", "whose source lies in this `prefix`")
 	f.StringSliceVar(&on, "on", nil, "with exactly this selector of `firewalls`")
-	f.StringVar(&q.Origin, "origin", "", "with this origin")
-	f.StringVar(&q.CreatedBy, "by", "", "made by this `token`")
-	f.StringVar(&q.ExpiresWithin, "within", "", "that expire within this `duration`")
+	f.Var(optional{&q.Origin}, "origin", "with this origin")
+	f.Var(optional{&q.CreatedBy}, "by", "made by this `token`")
+	f.Var(optional{&q.ExpiresWithin}, "within", "that expire within this `duration`")
 	f.BoolVar(&ended, "ended", false, "those that ended")
 	f.BoolVar(&all, "all", false, "live and ended")
 	f.IntVar(&limit, "limit", limit, "at most so many; 0 is all")
@@ -76,9 +78,9 @@ const page = 1000
 func (s *shell) listBlocks(c *cobra.Command, cl *api.ClientWithResponses, q api.ListBlocksParams, limit int) (*api.BlockPage, error) {
 	out := &api.BlockPage{Items: []api.Block{}}
 	for {
-		q.Limit = page
+		q.Limit = new(page)
 		if limit > 0 {
-			q.Limit = min(page, limit-len(out.Items))
+			q.Limit = new(min(page, limit-len(out.Items)))
 		}
 		r, err := ask(cl.ListBlocksWithResponse(c.Context(), &q))
 		if err != nil {
@@ -88,7 +90,7 @@ func (s *shell) listBlocks(c *cobra.Command, cl *api.ClientWithResponses, q api.
 		if out.Next == "" || limit > 0 && len(out.Items) >= limit {
 			return out, nil
 		}
-		q.Cursor = out.Next
+		q.Cursor = new(out.Next)
 	}
 }
 
@@ -125,7 +127,7 @@ func (s *shell) oneBlock(c *cobra.Command, cl *api.ClientWithResponses, id strin
 	if s.json() {
 		return s.raw(r.Body)
 	}
-	e, err := ask(cl.ListBlockRequestsWithResponse(c.Context(), id, &api.ListBlockRequestsParams{Limit: 10}))
+	e, err := ask(cl.ListBlockRequestsWithResponse(c.Context(), id, &api.ListBlockRequestsParams{Limit: new(10)}))
 	if err != nil {
 		return err
 	}

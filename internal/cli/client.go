@@ -139,6 +139,18 @@ func (s *shell) client(wait time.Duration) (*api.ClientWithResponses, error) {
 		}))
 }
 
+// optional is a flag whose text stays nil until it is given, as the client's optional parameters want it.
+type optional struct{ to **string }
+
+func (o optional) Set(s string) error { *o.to = &s; return nil }
+func (o optional) Type() string       { return "string" }
+func (o optional) String() string {
+	if o.to == nil || *o.to == nil {
+		return ""
+	}
+	return **o.to
+}
+
 // reply is what every generated result has.
 type reply interface {
 	StatusCode() int

@@ -41,7 +41,9 @@ func (s *shell) runs() *cobra.Command {
 				}
 				return s.show(r.Body, func(p *printer) { p.runDetail(r.JSON200) })
 			}
-			q.State = api.RunState(st)
+			if st != "" {
+				q.State = new(api.RunState(st))
+			}
 			list, err := s.listRuns(c, cl, q, limit)
 			if err != nil {
 				return err
@@ -53,7 +55,7 @@ func (s *shell) runs() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&q.Firewall, "firewall", "", "on this firewall")
+	f.Var(optional{&q.Firewall}, "firewall", "on this firewall")
 	f.StringVar(&st, "state", "", "running, succeeded, failed or unknown")
 	f.IntVar(&limit, "limit", limit, "at most so many; 0 is all")
 	f.BoolVar(&showLog, "log", false, "what Ansible wrote")
@@ -65,9 +67,9 @@ func (s *shell) runs() *cobra.Command {
 func (s *shell) listRuns(c *cobra.Command, cl *api.ClientWithResponses, q api.ListRunsParams, limit int) (*api.RunPage, error) {
 	out := &api.RunPage{Items: []api.Run{}}
 	for {
-		q.Limit = page
+		q.Limit = new(page)
 		if limit > 0 {
-			q.Limit = min(page, limit-len(out.Items))
+			q.Limit = new(min(page, limit-len(out.Items)))
 		}
 		r, err := ask(cl.ListRunsWithResponse(c.Context(), &q))
 		if err != nil {
@@ -77,7 +79,7 @@ func (s *shell) listRuns(c *cobra.Command, cl *api.ClientWithResponses, q api.Li
 		if out.Next == "" || limit > 0 && len(out.Items) >= limit {
 			return out, nil
 		}
-		q.Cursor = out.Next
+		q.Cursor = new(out.Next)
 	}
 }
 

@@ -46,7 +46,7 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		return
 	}
 	a.Request.RemoteAddr = s.remote(c)
-	w, err := s.beginWait(c, params.Wait)
+	w, err := s.beginWait(c, orZero(params.Wait))
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -144,10 +144,11 @@ func (s *Server) expressible(scope []*parry.Firewall, m parry.Match) error {
 	return e
 }
 
-func idempotency(c *gin.Context, pr *parry.Principal, key string, body []byte) (*parry.Idempotency, error) {
-	if len(c.Request.Header.Values("Idempotency-Key")) == 0 {
+func idempotency(c *gin.Context, pr *parry.Principal, given *string, body []byte) (*parry.Idempotency, error) {
+	if given == nil {
 		return nil, nil
 	}
+	key := *given
 	printable := func(r rune) bool { return r > ' ' && r < 0x7f }
 	if key == "" || len(key) > 128 || strings.ContainsFunc(key, func(r rune) bool { return !printable(r) }) {
 		return nil, parry.Invalid("Idempotency-Key", "write 1 to 128 printable ASCII characters without blanks")
@@ -259,11 +260,13 @@ func (s *Server) GetBlock(c *gin.Context, id api.BlockID) {
 
 func (s *Server) ListBlocks(c *gin.Context, params api.ListBlocksParams) {
 	var wrong problems
-	f := parry.BlockFilter{Origin: params.Origin, CreatedBy: params.CreatedBy, Cursor: params.Cursor, Limit: limit(c, params.Limit, &wrong)}
+	f := parry.BlockFilter{
+		Origin: orZero(params.Origin), CreatedBy: orZero(params.CreatedBy), Cursor: orZero(params.Cursor), Limit: limit(params.Limit, &wrong),
+	}
 	for name, to := range map[string]struct {
 		text string
 		p    *netip.Prefix
-	}{"?source": {params.Source, &f.Source}, "?covering": {params.Covering, &f.Covering}, "?within": {params.Within, &f.Within}} {
+	}{"?source": {orZero(params.Source), &f.Source}, "?covering": {orZero(params.Covering), &f.Covering}, "?within": {orZero(params.Within), &f.Within}} {
 		if to.text == "" {
 			continue
 		}
@@ -273,7 +276,7 @@ func (s *Server) ListBlocks(c *gin.Context, params api.ListBlocksParams) {
 		}
 	}
 	live := true
-	switch params.Status {
+	switch orZero(params.Status) {
 	case "", api.ListBlocksParamsStatusLive:
 		f.Live = &live
 	case api.ListBlocksParamsStatusEnded:
@@ -283,11 +286,11 @@ func (s *Server) ListBlocks(c *gin.Context, params api.ListBlocksParams) {
 	default:
 		wrong.add("?status", "write live, ended or all")
 	}
-	if params.Firewalls != "" {
-		f.Selector = parry.ParseSelector(params.Firewalls)
+	if names := orZero(params.Firewalls); names != "" {
+		f.Selector = parry.ParseSelector(names)
 	}
-	if params.ExpiresWithin != "" {
-		d, err := parry.ParseTTL(params.ExpiresWithin)
+	if within := orZero(params.ExpiresWithin); within != "" {
+		d, err := parry.ParseTTL(within)
 		if err != nil {
 			wrong.add("?expires_within", "%s", err)
 		}
@@ -318,19 +321,27 @@ func (s *Server) ListBlocks(c *gin.Context, params api.ListBlocksParams) {
 }
 
 // limit is a page's size.
-func limit(c *gin.Context, n int, wrong *problems) int {
+func limit(n *int, wrong *problems) int {
 	switch {
-	case c.Query("limit") == "":
+	case n == nil:
 		return 100
-	case n < 1 || n > 1000:
+	case *n < 1 || *n > 1000:
 		wrong.add("?limit", "write 1 to 1000")
 	}
-	return n
+	return *n
+}
+
+// orZero is what an optional parameter holds, the zero value when it was not given.
+func orZero[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
 }
 
 func (s *Server) ListBlockRequests(c *gin.Context, id api.BlockID, params api.ListBlockRequestsParams) {
 	var wrong problems
-	n := limit(c, params.Limit, &wrong)
+	n := limit(params.Limit, &wrong)
 	if err := wrong.err(); err != nil {
 		s.fail(c, err)
 		return
@@ -340,7 +351,7 @@ func (s *Server) ListBlockRequests(c *gin.Context, id api.BlockID, params api.Li
 		s.fail(c, err)
 		return
 	}
-	page, err := s.o.Store.Requests(c.Request.Context(), b.ID, params.Cursor, n)
+	page, err := s.o.Store.Requests(c.Request.Context(), b.ID, orZero(params.Cursor), n)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -419,7 +430,7 @@ func (s *Server) DeleteBlock(c *gin.Context, id api.BlockID, params api.DeleteBl
 		s.fail(c, err)
 		return
 	}
-	w, err := s.beginWait(c, params.Wait)
+	w, err := s.beginWait(c, orZero(params.Wait))
 	if err != nil {
 		s.fail(c, err)
 		return

@@ -25,19 +25,31 @@ func TestClient_understandsTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	made, err := client.CreateBlockWithResponse(ctx, &api.CreateBlockParams{IdempotencyKey: "k1"}, api.BlockRequest{
+	made, err := client.CreateBlockWithResponse(ctx, &api.CreateBlockParams{IdempotencyKey: new("k1")}, api.BlockRequest{
 		Source: "203.0.113.7", DestinationPort: 22, Protocol: api.BlockRequestProtocolTCP, TTL: "4h", Firewalls: []string{"edge"},
 	})
 	if err != nil || made.JSON201 == nil || made.JSON201.DestinationPort != 22 || made.JSON201.Protocol != "tcp" {
 		t.Fatalf("got %+v, %v", made, err)
 	}
-	list, err := client.ListBlocksWithResponse(ctx, &api.ListBlocksParams{Covering: "203.0.113.7", Limit: 5, Status: api.ListBlocksParamsStatusLive})
+	list, err := client.ListBlocksWithResponse(ctx, &api.ListBlocksParams{Covering: new("203.0.113.7"), Limit: new(5), Status: new(api.ListBlocksParamsStatusLive)})
 	if err != nil || list.JSON200 == nil || len(list.JSON200.Items) != 1 || list.JSON200.Items[0].ID != made.JSON201.ID {
 		t.Fatalf("got %+v, %v", list, err)
 	}
 	all, err := client.ListBlocksWithResponse(ctx, nil)
 	if err != nil || all.JSON200 == nil {
 		t.Fatalf("without parameters: %+v, %v", all, err)
+	}
+	runs, err := client.ListRunsWithResponse(ctx, &api.ListRunsParams{})
+	if err != nil || runs.JSON200 == nil {
+		t.Fatalf("with no parameter set: %+v, %v", runs, err)
+	}
+	again, err := client.CreateBlockWithResponse(ctx, &api.CreateBlockParams{Wait: new("0")}, api.BlockRequest{Source: "203.0.113.7"})
+	if err != nil || again.ApplicationProblemJSONDefault == nil || again.ApplicationProblemJSONDefault.Errors[0].Pointer != "?wait" {
+		t.Fatalf("with a wait of nothing: %+v, %v", again, err)
+	}
+	plain, err := client.CreateBlockWithResponse(ctx, &api.CreateBlockParams{}, api.BlockRequest{Source: "203.0.113.8"})
+	if err != nil || plain.JSON201 == nil {
+		t.Fatalf("a block without an idempotency key: %+v, %v", plain, err)
 	}
 	refused, err := client.CreateBlockWithResponse(ctx, nil, api.BlockRequest{Source: "8.8.8.8"})
 	if err != nil || refused.ApplicationProblemJSONDefault == nil || refused.ApplicationProblemJSONDefault.Errors[0].Pointer != "/source" {

@@ -31,7 +31,9 @@ func presentRun(r *parry.Run) api.Run {
 
 func (s *Server) ListRuns(c *gin.Context, params api.ListRunsParams) {
 	var wrong problems
-	f := parry.RunFilter{Firewall: params.Firewall, State: parry.RunState(params.State), Cursor: params.Cursor, Limit: limit(c, params.Limit, &wrong)}
+	f := parry.RunFilter{
+		Firewall: orZero(params.Firewall), State: parry.RunState(orZero(params.State)), Cursor: orZero(params.Cursor), Limit: limit(params.Limit, &wrong),
+	}
 	switch f.State {
 	case "", parry.RunRunning, parry.RunSucceeded, parry.RunFailed, parry.RunUnknown:
 	default:

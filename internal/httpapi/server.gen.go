@@ -257,7 +257,7 @@ func (siw *ServerInterfaceWrapper) CreateBlock(c *gin.Context) {
 			return
 		}
 
-		params.IdempotencyKey = IdempotencyKey
+		params.IdempotencyKey = &IdempotencyKey
 
 	}
 
@@ -981,31 +981,31 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/blocks/:id", wrapper.GetBlock)
 	router.PATCH(options.BaseURL+"/api/v1/blocks/:id", wrapper.UpdateBlock)
 	router.GET(options.BaseURL+"/api/v1/blocks/:id/requests", wrapper.ListBlockRequests)
-	router.GET(options.BaseURL+"/api/v1/explain", wrapper.Explain)
-	router.GET(options.BaseURL+"/api/v1/firewalls", wrapper.ListFirewalls)
-	router.GET(options.BaseURL+"/api/v1/firewalls/:name", wrapper.GetFirewall)
-	router.DELETE(options.BaseURL+"/api/v1/firewalls/:name/hold", wrapper.ReleaseFirewall)
-	router.PUT(options.BaseURL+"/api/v1/firewalls/:name/hold", wrapper.HoldFirewall)
-	router.DELETE(options.BaseURL+"/api/v1/hold", wrapper.ReleaseAll)
-	router.PUT(options.BaseURL+"/api/v1/hold", wrapper.HoldAll)
-	router.POST(options.BaseURL+"/api/v1/firewalls/:name/retire", wrapper.RetireFirewall)
-	router.POST(options.BaseURL+"/api/v1/firewalls/:name/adopt", wrapper.AdoptFirewall)
-	router.POST(options.BaseURL+"/api/v1/firewalls/:name/approve", wrapper.ApproveFirewall)
-	router.POST(options.BaseURL+"/api/v1/firewalls/:name/verify", wrapper.VerifyFirewall)
-	router.GET(options.BaseURL+"/api/v1/runs", wrapper.ListRuns)
-	router.GET(options.BaseURL+"/api/v1/runs/:id", wrapper.GetRun)
-	router.GET(options.BaseURL+"/api/v1/runs/:id/log", wrapper.GetRunLog)
-	router.GET(options.BaseURL+"/api/v1/runs/:id/events", wrapper.GetRunEvents)
 	router.GET(options.BaseURL+"/api/v1/exemptions", wrapper.ListExemptions)
 	router.POST(options.BaseURL+"/api/v1/exemptions", wrapper.CreateExemption)
 	router.DELETE(options.BaseURL+"/api/v1/exemptions/:id", wrapper.DeleteExemption)
+	router.GET(options.BaseURL+"/api/v1/explain", wrapper.Explain)
+	router.GET(options.BaseURL+"/api/v1/firewalls", wrapper.ListFirewalls)
+	router.GET(options.BaseURL+"/api/v1/firewalls/:name", wrapper.GetFirewall)
+	router.POST(options.BaseURL+"/api/v1/firewalls/:name/adopt", wrapper.AdoptFirewall)
+	router.POST(options.BaseURL+"/api/v1/firewalls/:name/approve", wrapper.ApproveFirewall)
+	router.DELETE(options.BaseURL+"/api/v1/firewalls/:name/hold", wrapper.ReleaseFirewall)
+	router.PUT(options.BaseURL+"/api/v1/firewalls/:name/hold", wrapper.HoldFirewall)
+	router.POST(options.BaseURL+"/api/v1/firewalls/:name/retire", wrapper.RetireFirewall)
+	router.POST(options.BaseURL+"/api/v1/firewalls/:name/verify", wrapper.VerifyFirewall)
+	router.DELETE(options.BaseURL+"/api/v1/hold", wrapper.ReleaseAll)
+	router.PUT(options.BaseURL+"/api/v1/hold", wrapper.HoldAll)
+	router.GET(options.BaseURL+"/api/v1/openapi.json", wrapper.GetOpenAPI)
+	router.GET(options.BaseURL+"/api/v1/runs", wrapper.ListRuns)
+	router.GET(options.BaseURL+"/api/v1/runs/:id", wrapper.GetRun)
+	router.GET(options.BaseURL+"/api/v1/runs/:id/events", wrapper.GetRunEvents)
+	router.GET(options.BaseURL+"/api/v1/runs/:id/log", wrapper.GetRunLog)
 	router.GET(options.BaseURL+"/api/v1/tokens", wrapper.ListTokens)
 	router.POST(options.BaseURL+"/api/v1/tokens", wrapper.CreateToken)
 	router.DELETE(options.BaseURL+"/api/v1/tokens/:id", wrapper.RevokeToken)
-	router.GET(options.BaseURL+"/api/v1/whoami", wrapper.WhoAmI)
 	router.GET(options.BaseURL+"/api/v1/version", wrapper.GetVersion)
-	router.GET(options.BaseURL+"/api/v1/openapi.json", wrapper.GetOpenAPI)
+	router.GET(options.BaseURL+"/api/v1/whoami", wrapper.WhoAmI)
 	router.GET(options.BaseURL+"/healthz", wrapper.GetHealth)
-	router.GET(options.BaseURL+"/readyz", wrapper.GetReadiness)
 	router.GET(options.BaseURL+"/metrics", wrapper.GetMetrics)
+	router.GET(options.BaseURL+"/readyz", wrapper.GetReadiness)
 }
