@@ -180,6 +180,7 @@ func (e HealthStatus) Valid() bool {
 const (
 	RoleAdmin    Role = "admin"
 	RoleApprover Role = "approver"
+	RoleFeed     Role = "feed"
 	RoleOperator Role = "operator"
 	RoleReader   Role = "reader"
 	RoleTrigger  Role = "trigger"
@@ -191,6 +192,8 @@ func (e Role) Valid() bool {
 	case RoleAdmin:
 		return true
 	case RoleApprover:
+		return true
+	case RoleFeed:
 		return true
 	case RoleOperator:
 		return true
@@ -757,7 +760,7 @@ type TokenRequest struct {
 
 	// Rate Block requests a minute; 0 is the configuration's
 	Rate int  `json:"rate,omitempty,omitzero" validate:"min=0,max=1000000"`
-	Role Role `json:"role" validate:"required,oneof=trigger reader operator approver admin"`
+	Role Role `json:"role" validate:"required,oneof=feed trigger reader operator approver admin"`
 
 	// Sources Addresses and prefixes that it may be used from; left out is any
 	Sources []string `json:"sources,omitempty,omitzero" validate:"max=64,dive,required,max=64"`

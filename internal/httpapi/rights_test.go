@@ -22,9 +22,9 @@ var routes = map[string][]parry.Role{
 	"GET /api/v1/version": parry.Roles,
 
 	"POST /api/v1/blocks":             {parry.RoleTrigger, parry.RoleOperator, parry.RoleApprover, parry.RoleAdmin},
-	"GET /api/v1/blocks":              parry.Roles,
-	"GET /api/v1/blocks/:id":          parry.Roles,
-	"GET /api/v1/blocks/:id/requests": parry.Roles,
+	"GET /api/v1/blocks":              atLeast(parry.RoleTrigger),
+	"GET /api/v1/blocks/:id":          atLeast(parry.RoleTrigger),
+	"GET /api/v1/blocks/:id/requests": atLeast(parry.RoleTrigger),
 	"PATCH /api/v1/blocks/:id":        atLeast(parry.RoleOperator),
 	"DELETE /api/v1/blocks/:id":       atLeast(parry.RoleOperator),
 	"GET /api/v1/explain":             atLeast(parry.RoleReader),

@@ -6,10 +6,11 @@ import (
 	"time"
 )
 
-// Role is a set of rights. Each includes those before it, except that a trigger may read only what it made.
+// Role is a set of rights. Each includes those before it, except that a trigger may read only what it made, and no feeds.
 type Role string
 
 const (
+	RoleFeed     Role = "feed"     // read feeds
 	RoleTrigger  Role = "trigger"  // POST blocks, read the blocks that it made, end them where that is honoured
 	RoleReader   Role = "reader"   // read everything but tokens
 	RoleOperator Role = "operator" // lift, shorten and extend blocks, prefixes, holds
@@ -24,6 +25,7 @@ const (
 	RightBlock      Right = "block"       // ask for a block of an address
 	RightReadOwn    Right = "read-own"    // read blocks that the token made
 	RightRead       Right = "read"        // read everything but tokens
+	RightFeed       Right = "feed"        // read feeds; its operations take HTTP basic authentication, too
 	RightPrefix     Right = "prefix"      // ask for a block of a prefix
 	RightUnblock    Right = "unblock"     // end, extend, shorten
 	RightUnblockOwn Right = "unblock-own" // end blocks that the token made; without RightUnblock, only where the configuration honours it
@@ -35,16 +37,17 @@ const (
 )
 
 var rights = map[Role][]Right{
+	RoleFeed:     {RightFeed},
 	RoleTrigger:  {RightBlock, RightReadOwn, RightUnblockOwn},
-	RoleReader:   {RightReadOwn, RightRead},
-	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightUnblockOwn, RightHold},
-	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightExempt, RightTakeOver},
-	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightExempt, RightTakeOver,
+	RoleReader:   {RightReadOwn, RightRead, RightFeed},
+	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold},
+	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightExempt, RightTakeOver},
+	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightExempt, RightTakeOver,
 		RightWithoutEnd, RightTokens},
 }
 
 // Roles lists every role, least first.
-var Roles = []Role{RoleTrigger, RoleReader, RoleOperator, RoleApprover, RoleAdmin}
+var Roles = []Role{RoleFeed, RoleTrigger, RoleReader, RoleOperator, RoleApprover, RoleAdmin}
 
 // Rights lists what the role may do.
 func (r Role) Rights() []Right { return slices.Clone(rights[r]) }
