@@ -151,6 +151,7 @@ type Admission struct {
 	RuleScope   []Selector
 	WidenBeyond bool // beyond MaxRules, widen to source-only instead of refusing
 	Idempotency *Idempotency
+	Lists       []ListAsk // entries to be put in the same transaction, if the block is accepted
 }
 
 // Idempotency is the key of a repeatable request. Scope is token, method and path; a hit with another Hash is refused.
@@ -164,8 +165,9 @@ type Idempotency struct {
 type Admitted struct {
 	Block    Block
 	Request  RequestID
-	Created  bool // a new block rather than a refresh; false for a repeat by Idempotency-Key of a create too
-	Replayed bool // the idempotency key had been seen: nothing was changed
+	Created  bool     // a new block rather than a refresh; false for a repeat by Idempotency-Key of a create too
+	Replayed bool     // the idempotency key had been seen: nothing was changed
+	Unlisted []string // of Admission.Lists, those that took nothing, because they are full or gone: the block stands all the same
 }
 
 // BlockFilter narrows a listing; zero fields do not.

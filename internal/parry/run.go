@@ -168,7 +168,7 @@ type Retention struct {
 
 // Pruned counts what Prune took out.
 type Pruned struct {
-	Blocks, Runs, Keys, Notifications int64
+	Blocks, Runs, Keys, Notifications, ListEntries int64
 }
 
 // Counts is a cheap picture for metrics and readiness.

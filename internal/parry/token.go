@@ -34,16 +34,20 @@ const (
 	RightTakeOver   Right = "take-over"   // adopt, approve, retire
 	RightWithoutEnd Right = "without-end" // a block without end
 	RightTokens     Right = "tokens"
+	RightList       Right = "list"       // put entries on active lists
+	RightEditLists  Right = "edit-lists" // make and delete active lists, take entries off
 )
 
 var rights = map[Role][]Right{
-	RoleFeed:     {RightFeed},
-	RoleTrigger:  {RightBlock, RightReadOwn, RightUnblockOwn},
-	RoleReader:   {RightReadOwn, RightRead, RightFeed},
-	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold},
-	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightExempt, RightTakeOver},
-	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightExempt, RightTakeOver,
-		RightWithoutEnd, RightTokens},
+	RoleFeed:    {RightFeed},
+	RoleTrigger: {RightBlock, RightReadOwn, RightUnblockOwn, RightList},
+	RoleReader:  {RightReadOwn, RightRead, RightFeed},
+	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightList,
+		RightEditLists},
+	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightList,
+		RightEditLists, RightExempt, RightTakeOver},
+	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightList,
+		RightEditLists, RightExempt, RightTakeOver, RightWithoutEnd, RightTokens},
 }
 
 // Roles lists every role, least first.
