@@ -344,6 +344,13 @@ type BlockPage struct {
 
 // BlockRequest defines model for BlockRequest.
 type BlockRequest struct {
+	// Agent Name or id of the SIEM's agent that raised the event. Where no `firewalls` are named, the configuration's `hooks.agents` says which it
+	// means; an agent that is not listed there means `default`.
+	//
+	//
+	// Example: web01
+	Agent string `json:"agent,omitempty,omitzero" validate:"max=128"`
+
 	// AlertID Free text, kept as written
 	AlertID string `json:"alert_id,omitempty,omitzero" validate:"max=256"`
 

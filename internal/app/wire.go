@@ -74,6 +74,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 			}
 			return nil // not known yet: the firewall rejects what it cannot do
 		},
+		Agent:    func(name string) (parry.Selector, bool) { return a.config().Hooks.AgentSelector(name) },
 		Phase:    func(name string) string { return string(a.reconciler.LaneState(name)) },
 		RunFiles: runFiles{cfg.StateDir},
 		Checks:   a.checks(),

@@ -33,6 +33,7 @@ var blockRequestFields = []field[api.BlockRequest]{
 	{"protocol", func(r *api.BlockRequest, v value) { r.Protocol = api.BlockRequestProtocol(v.word()) }},
 	{"interface", func(r *api.BlockRequest, v value) { r.Interface = v.word() }},
 	{"firewalls", func(r *api.BlockRequest, v value) { r.Firewalls = v.strs() }},
+	{"agent", func(r *api.BlockRequest, v value) { r.Agent = v.word() }},
 	{"ttl", func(r *api.BlockRequest, v value) { r.TTL = v.duration() }},
 	{"reason", func(r *api.BlockRequest, v value) { r.Reason = v.str() }},
 	{"origin", func(r *api.BlockRequest, v value) { r.Origin = v.str() }},
@@ -95,6 +96,9 @@ func (s *Server) decodeBlockRequest(body []byte, now time.Time) (blockAsk, error
 	if !wrong.at("/firewalls") {
 		ask.selector = parry.ParseSelector(req.Firewalls...)
 	}
+	if len(req.Firewalls) == 0 {
+		ask.selector = s.agentSelector(req.Agent)
+	}
 	parse("/ttl", req.TTL != "", func() (err error) {
 		ask.ttl, ask.noEnd, err = parseTTL(req.TTL)
 		return err
@@ -104,6 +108,18 @@ func (s *Server) decodeBlockRequest(body []byte, now time.Time) (blockAsk, error
 		return checkEventTime(ask.eventTime, now)
 	})
 	return ask, wrong.err()
+}
+
+// agentSelector is what the first agent that the configuration lists stands for: a name, or an id. Unlisted ones mean the default.
+func (s *Server) agentSelector(agents ...string) parry.Selector {
+	if s.o.Agent != nil {
+		for _, a := range agents {
+			if sel, ok := s.o.Agent(a); ok {
+				return sel
+			}
+		}
+	}
+	return parry.SelectDefault
 }
 
 // parseTTL reads a lifetime; without is "none".

@@ -20,7 +20,7 @@ import (
 
 // CreateBlock takes a block request into the desired state.
 func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
-	pr, ctx := principal(c), c.Request.Context()
+	pr := principal(c)
 	if err := s.o.Auth.Allow(pr); err != nil {
 		s.fail(c, err)
 		return
@@ -36,7 +36,7 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		s.fail(c, err)
 		return
 	}
-	a, err := s.admission(pr, &ask, now)
+	a, err := s.admission(c, &ask, now)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -45,26 +45,34 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		s.fail(c, err)
 		return
 	}
-	a.Request.RemoteAddr = s.remote(c)
 	w, err := s.beginWait(c, orZero(params.Wait))
 	if err != nil {
 		s.fail(c, err)
 		return
 	}
 	defer w.end()
-
-	done, err := s.o.Store.Put(ctx, a)
+	shown, status, err := s.put(c, w, a)
 	if err != nil {
 		s.fail(c, err)
 		return
 	}
+	s.answer(c, status, shown)
+}
+
+// put takes what was admitted into the desired state and sets the answer's headers. status is that of the block's answer: 201 for a new
+// block, 200 for a refreshed one, 202 when the wait was over too early.
+func (s *Server) put(c *gin.Context, w *waiting, a parry.Admission) (shown api.Block, status int, err error) {
+	ctx := c.Request.Context()
+	done, err := s.o.Store.Put(ctx, a)
+	if err != nil {
+		return shown, 0, err
+	}
 	c.Set("block_id", string(done.Block.ID))
 	shown, ok, err := s.showAdmitted(ctx, w, &done)
 	if err != nil {
-		s.fail(c, fmt.Errorf("show block %s, which was accepted: %w", done.Block.ID, err))
-		return
+		return shown, 0, fmt.Errorf("show block %s, which was accepted: %w", done.Block.ID, err)
 	}
-	status := http.StatusOK
+	status = http.StatusOK
 	switch {
 	case !ok:
 		status = http.StatusAccepted
@@ -75,7 +83,7 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 	if done.Replayed {
 		c.Header("Idempotency-Replayed", "true")
 	}
-	s.answer(c, status, shown)
+	return shown, status, nil
 }
 
 func (s *Server) showAdmitted(ctx context.Context, w *waiting, done *parry.Admitted) (b api.Block, ok bool, err error) {
@@ -97,9 +105,9 @@ func (s *Server) showAdmitted(ctx context.Context, w *waiting, done *parry.Admit
 	}
 }
 
-// admission holds an ask against the fleet and the policy.
-func (s *Server) admission(pr *parry.Principal, ask *blockAsk, now time.Time) (parry.Admission, error) {
-	fleet := s.o.Fleet()
+// admission holds an ask against the fleet and the policy, on behalf of whoever sends the request.
+func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.Admission, error) {
+	pr, fleet := principal(c), s.o.Fleet()
 	scope := s.scope(fleet, ask.selector)
 	switch {
 	case scope.unknown != nil:
@@ -121,7 +129,7 @@ func (s *Server) admission(pr *parry.Principal, ask *blockAsk, now time.Time) (p
 		BlockID: parry.NewBlockID(now),
 		Request: parry.Request{
 			ID: parry.NewRequestID(now), ReceivedAt: now, EventTime: ask.eventTime, TTL: terms.TTL, TokenID: pr.Token.ID, TokenName: pr.Token.Name,
-			Origin: ask.origin, AlertID: ask.alertID, RuleID: ask.ruleID, Reason: ask.reason,
+			RemoteAddr: s.remote(c), Origin: ask.origin, AlertID: ask.alertID, RuleID: ask.ruleID, Reason: ask.reason,
 		},
 		Key: parry.Key{Match: ask.match, Selector: ask.selector}, NoEnd: terms.NoEnd, MaxExpires: terms.MaxExpires,
 		MaxBlocks: set.MaxBlocks, MaxRules: scope.maxRules, RuleScope: scope.selectors, WidenBeyond: set.WidenBeyondMax,
@@ -153,11 +161,16 @@ func idempotency(c *gin.Context, pr *parry.Principal, given *string, body []byte
 	if key == "" || len(key) > 128 || strings.ContainsFunc(key, func(r rune) bool { return !printable(r) }) {
 		return nil, parry.Invalid("Idempotency-Key", "write 1 to 128 printable ASCII characters without blanks")
 	}
+	return &parry.Idempotency{Scope: scopeOf(c, pr), Key: key, Hash: sha256.Sum256(body)}, nil
+}
+
+// scopeOf is within what idempotency keys are unique.
+func scopeOf(c *gin.Context, pr *parry.Principal) string {
 	who := string(pr.Token.ID)
 	if who == "" {
 		who = auth.LocalName
 	}
-	return &parry.Idempotency{Scope: who + " " + c.Request.Method + " " + c.FullPath(), Key: key, Hash: sha256.Sum256(body)}, nil
+	return who + " " + c.Request.Method + " " + c.FullPath()
 }
 
 // scopes remembers what selectors mean, for one fleet.

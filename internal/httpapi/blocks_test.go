@@ -91,6 +91,28 @@ func TestCreateBlock_idempotencyKey(t *testing.T) {
 	}
 }
 
+func TestCreateBlock_agentMeansItsFirewallsWhereNoneAreNamed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(o *Options) {
+		o.Agent = func(name string) (parry.Selector, bool) { return "core", name == "db01" || name == "007" }
+	})
+	for body, want := range map[string]string{
+		`{"source":"203.0.113.1","agent":"db01"}`:                        "core",
+		`{"source":"203.0.113.2","agent":"007"}`:                         "core",
+		`{"source":"203.0.113.3","agent":"db01","firewalls":["edge-a"]}`: "edge-a",
+		`{"source":"203.0.113.4","agent":"web01"}`:                       "default",
+		`{"source":"203.0.113.5"}`:                                       "default",
+	} {
+		if got := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", body), 201); got.Firewalls[0] != want {
+			t.Errorf("%s is for %v, want %s", body, got.Firewalls, want)
+		}
+	}
+	b.tokens["narrow"] = b.token(parry.Token{Name: "narrow", Role: parry.RoleTrigger, Firewalls: []string{"edge"}})
+	if r := b.do("narrow", "POST", "/api/v1/blocks", `{"source":"203.0.113.6","agent":"db01"}`); r.StatusCode != http.StatusForbidden {
+		t.Errorf("an agent stands for what the token may not name: %d %s", r.StatusCode, r.body)
+	}
+}
+
 func TestCreateBlock_refusesWhatNoFirewallExpresses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, func(o *Options) {

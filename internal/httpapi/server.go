@@ -81,6 +81,7 @@ type Options struct {
 
 	Settings func() Settings                                  // nil: the zero Settings
 	Express  func(fw *parry.Firewall, m parry.Match) error    // why a firewall's bundle cannot express a match; nil: all can
+	Agent    func(name string) (parry.Selector, bool)         // what a SIEM's agent, by its name or id, stands for; nil: none is listed
 	Phase    func(firewall string) string                     // what the lane does on this replica; nil: not told
 	Verify   func(ctx context.Context, firewall string) error // prove it anew; nil: Store.MarkDirty
 	RunFiles RunFiles                                         // nil: none
