@@ -1125,7 +1125,10 @@ type ClientInterface interface {
 	// Corresponds with POST /api/v1/firewalls/{name}/retire (the `RetireFirewall` operationId).
 	RetireFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// VerifyFirewall Prove a firewall anew
+	// VerifyFirewall Read a firewall back, now, also while it backs off
+	//
+	// The bundle's verify.yml reads what is loaded and changes nothing. Only when that is not what was proved, or when changes wait, is the
+	// firewall written to. One that is held is read when it is released.
 	//
 	// Corresponds with POST /api/v1/firewalls/{name}/verify (the `VerifyFirewall` operationId).
 	VerifyFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1583,7 +1586,10 @@ func (c *Client) RetireFirewall(ctx context.Context, name FirewallName, reqEdito
 	return c.Client.Do(req)
 }
 
-// VerifyFirewall Prove a firewall anew
+// VerifyFirewall Read a firewall back, now, also while it backs off
+//
+// The bundle's verify.yml reads what is loaded and changes nothing. Only when that is not what was proved, or when changes wait, is the
+// firewall written to. One that is held is read when it is released.
 //
 // Corresponds with POST /api/v1/firewalls/{name}/verify (the `VerifyFirewall` operationId).
 func (c *Client) VerifyFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3490,7 +3496,10 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/v1/firewalls/{name}/retire (the `RetireFirewall` operationId).
 	RetireFirewallWithResponse(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*RetireFirewallResult, error)
 
-	// VerifyFirewallWithResponse Prove a firewall anew
+	// VerifyFirewallWithResponse Read a firewall back, now, also while it backs off
+	//
+	// The bundle's verify.yml reads what is loaded and changes nothing. Only when that is not what was proved, or when changes wait, is the
+	// firewall written to. One that is held is read when it is released.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5749,7 +5758,10 @@ func (c *ClientWithResponses) RetireFirewallWithResponse(ctx context.Context, na
 	return ParseRetireFirewallResult(rsp)
 }
 
-// VerifyFirewallWithResponse Prove a firewall anew
+// VerifyFirewallWithResponse Read a firewall back, now, also while it backs off
+//
+// The bundle's verify.yml reads what is loaded and changes nothing. Only when that is not what was proved, or when changes wait, is the
+// firewall written to. One that is held is read when it is released.
 //
 // Returns a wrapper object for the known response body format(s).
 //

@@ -90,7 +90,7 @@ func (s *shell) firewalls() *cobra.Command {
 			}
 			return r.Body, r.JSON202, nil
 		})
-	act("verify", "Prove a firewall anew, now, also while it backs off", "",
+	act("verify", "Read a firewall back, now, also while it backs off", "",
 		func(ctx context.Context, cl *api.ClientWithResponses, name string) ([]byte, *api.Firewall, error) {
 			r, err := ask(cl.VerifyFirewallWithResponse(ctx, name))
 			if err != nil {

@@ -174,7 +174,9 @@ func (s *Server) AdoptFirewall(c *gin.Context, name api.FirewallName) {
 func (s *Server) ApproveFirewall(c *gin.Context, name api.FirewallName) {
 	s.order(c, name, s.o.Store.SetApproved)
 }
-func (s *Server) VerifyFirewall(c *gin.Context, name api.FirewallName) { s.order(c, name, s.o.Verify) }
+func (s *Server) VerifyFirewall(c *gin.Context, name api.FirewallName) {
+	s.order(c, name, s.o.Store.SetVerify)
+}
 
 // firewallsCheck is a line of /readyz: what waits for an operator.
 func (s *Server) firewallsCheck(ctx context.Context) []string {

@@ -65,7 +65,7 @@ type ServerInterface interface {
 	// RetireFirewall Empty a firewall, prove it, and forget it
 	// (POST /api/v1/firewalls/{name}/retire)
 	RetireFirewall(c *gin.Context, name FirewallName)
-	// VerifyFirewall Prove a firewall anew
+	// VerifyFirewall Read a firewall back, now, also while it backs off
 	// (POST /api/v1/firewalls/{name}/verify)
 	VerifyFirewall(c *gin.Context, name FirewallName)
 	// ReleaseAll Release the hold of every firewall

@@ -35,7 +35,7 @@ type Store interface {
 	Firewalls(ctx context.Context) ([]parry.FirewallState, error)
 	FirewallState(ctx context.Context, name string) (parry.FirewallState, error)
 	SetHold(ctx context.Context, name string, h parry.Hold) error
-	MarkDirty(ctx context.Context, name string) error
+	SetVerify(ctx context.Context, name string) error
 	SetRetiring(ctx context.Context, name string) error
 	SetAdopt(ctx context.Context, name string) error
 	SetApproved(ctx context.Context, name string) error
@@ -79,17 +79,16 @@ type Options struct {
 	Fleet    func() *parry.Fleet // a new pointer after each change
 	Registry *prometheus.Registry
 
-	Settings func() Settings                                  // nil: the zero Settings
-	Express  func(fw *parry.Firewall, m parry.Match) error    // why a firewall's bundle cannot express a match; nil: all can
-	Agent    func(name string) (parry.Selector, bool)         // what a SIEM's agent, by its name or id, stands for; nil: none is listed
-	Phase    func(firewall string) string                     // what the lane does on this replica; nil: not told
-	Verify   func(ctx context.Context, firewall string) error // prove it anew; nil: Store.MarkDirty
-	RunFiles RunFiles                                         // nil: none
-	Checks   []Check                                          // beside the database's and the firewalls'
-	Version  func() (version, commit, built string)           // nil: "dev"
-	Proxies  []string                                         // addresses and prefixes whose X-Forwarded-For is believed
-	Now      func() time.Time                                 // time.Now
-	Logger   *slog.Logger                                     // slog.Default()
+	Settings func() Settings                               // nil: the zero Settings
+	Express  func(fw *parry.Firewall, m parry.Match) error // why a firewall's bundle cannot express a match; nil: all can
+	Agent    func(name string) (parry.Selector, bool)      // what a SIEM's agent, by its name or id, stands for; nil: none is listed
+	Phase    func(firewall string) string                  // what the lane does on this replica; nil: not told
+	RunFiles RunFiles                                      // nil: none
+	Checks   []Check                                       // beside the database's and the firewalls'
+	Version  func() (version, commit, built string)        // nil: "dev"
+	Proxies  []string                                      // addresses and prefixes whose X-Forwarded-For is believed
+	Now      func() time.Time                              // time.Now
+	Logger   *slog.Logger                                  // slog.Default()
 }
 
 // Server is the HTTP interface. It is an [http.Handler].
@@ -130,9 +129,6 @@ func New(o Options) (*Server, error) {
 	}
 	if o.Version == nil {
 		o.Version = func() (string, string, string) { return "dev", "", "" }
-	}
-	if o.Verify == nil {
-		o.Verify = o.Store.MarkDirty
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 

@@ -120,6 +120,7 @@ type FirewallState struct {
 	Digest     string
 	AppliedRev Revision
 	DirtyRev   Revision // its scope, settings or bundle changed
+	VerifyRev  Revision // the operator's word, given then, that it be read back; 0: none that waits
 	Epoch      int64
 	Adopt      bool // the operator's word that the next run may take the firewall over
 	Approved   bool // the operator's word that the next run may remove many entries

@@ -87,6 +87,7 @@ type FinishRun struct {
 	Dirty         bool     // a drift was seen: the firewall's dirty revision is raised
 	Incident      Incident // the firewall's from now on; zero closes it
 	ClearWords    bool     // Adopt and Approved were used
+	VerifyUsed    Revision // the word to read back that this run followed; a newer one stays
 	Retired       bool     // emptied and proved: forget the firewall
 	Notifications []Notification
 }

@@ -27,7 +27,7 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 	defer release()
 	kind := map[todo]parry.RunKind{doApply: parry.RunApply, doVerify: parry.RunVerify, doRetire: parry.RunRetire}[do]
 	m := &l.mem
-	m.lastTry, m.triedDirty, m.triedRelevant, m.fresh, m.gather = l.now(), st.DirtyRev, m.relevant, false, false
+	m.lastTry, m.triedDirty, m.triedVerify, m.triedRelevant, m.fresh, m.gather = l.now(), st.DirtyRev, st.VerifyRev, m.relevant, false, false
 
 	b, err := l.bundle(ctx, fw)
 	if err != nil {

@@ -55,6 +55,7 @@ type situation struct {
 
 	lastTry, lastVerify, lastAdvance time.Time
 	triedRelevant, triedDirty        parry.Revision // as they stood at the last try
+	triedVerify                      parry.Revision
 
 	verifyEvery, earlyAfter, advanceEvery, reconsiderAfter time.Duration
 }
@@ -83,7 +84,7 @@ func (s *situation) want() decision {
 		return decision{do: doVerify}
 	case s.pending():
 		return decision{do: doApply}
-	case s.uncertain, !s.verified, !s.now.Before(nextVerify):
+	case s.uncertain, !s.verified, s.state.VerifyRev > 0, !s.now.Before(nextVerify):
 		return decision{do: doVerify}
 	case s.state.AppliedRev < s.any:
 		next := s.lastAdvance.Add(s.advanceEvery)
@@ -108,7 +109,8 @@ func decide(s situation) decision {
 	if d.do == doWait || d.do == doAdvance {
 		d = decision{do: doVerify} // nothing is left to apply: the incident ends when the firewall answers well
 	}
-	changed := s.relevant > s.triedRelevant || s.state.DirtyRev > s.triedDirty
+	word := s.state.VerifyRev > s.triedVerify
+	changed := s.relevant > s.triedRelevant || s.state.DirtyRev > s.triedDirty || word
 	switch {
 	case in.Failure == parry.FailApproval && d.do == doApply:
 		// Nothing but a change or the word can make a difference, so there is no timer; during a storm not every change is looked at.
@@ -126,14 +128,14 @@ func decide(s situation) decision {
 		if s.state.Adopt && !s.wordUsed || s.lifted {
 			return d
 		}
-		if d.do = doVerify; s.now.Before(in.NextTry) {
+		if d.do = doVerify; s.now.Before(in.NextTry) && !word {
 			return decision{state: LaneSuspended, until: in.NextTry}
 		}
 		return d
 	}
 	slow := in.Failure.Pace() == parry.PaceSlow
 	switch {
-	case !s.now.Before(in.NextTry), s.fresh && !slow, s.state.DirtyRev > s.triedDirty:
+	case !s.now.Before(in.NextTry), s.fresh && !slow, s.state.DirtyRev > s.triedDirty, word:
 		return d
 	case s.relevant > s.triedRelevant && !slow:
 		// A change may bring the next try forward, but a storm does not hammer a dead firewall.

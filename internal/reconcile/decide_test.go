@@ -42,6 +42,8 @@ func TestDecide(t *testing.T) {
 	fresh := func(s *situation) { s.fresh = true }
 	adopt := func(s *situation) { s.state.Adopt = true }
 	approved := func(s *situation) { s.state.Approved = true }
+	asked := func(s *situation) { s.state.VerifyRev = 13 }
+	askedBefore := func(s *situation) { s.state.VerifyRev, s.triedVerify = 13, 13 }
 	justTried := func(s *situation) { s.lastTry = s.now.Add(-time.Second) }
 	for name, c := range map[string]struct {
 		s     situation
@@ -54,11 +56,18 @@ func TestDecide(t *testing.T) {
 		"dirty":                                 {with(calm(), dirtied), doApply, "", time.Time{}},
 		"never proved":                          {with(calm(), func(s *situation) { s.state.ProvedAt = time.Time{} }), doApply, "", time.Time{}},
 		"not verified since the lane was taken": {with(calm(), func(s *situation) { s.verified = false }), doVerify, "", time.Time{}},
-		"not verified, but a change: the apply proves": {with(calm(), pending, func(s *situation) { s.verified = false }), doApply, "", time.Time{}},
-		"the last run ended from outside":              {with(calm(), func(s *situation) { s.uncertain = true }), doVerify, "", time.Time{}},
-		"verify is due":                                {with(calm(), func(s *situation) { s.now = noon.Add(15 * time.Minute) }), doVerify, "", time.Time{}},
-		"an apply waits for its verify":                {with(calm(), pending, func(s *situation) { s.probation = true }), doVerify, "", time.Time{}},
-		"a change elsewhere":                           {with(calm(), func(s *situation) { s.any = 12 }), doAdvance, "", time.Time{}},
+		"not verified, but a change: the apply proves":  {with(calm(), pending, func(s *situation) { s.verified = false }), doApply, "", time.Time{}},
+		"the last run ended from outside":               {with(calm(), func(s *situation) { s.uncertain = true }), doVerify, "", time.Time{}},
+		"verify is due":                                 {with(calm(), func(s *situation) { s.now = noon.Add(15 * time.Minute) }), doVerify, "", time.Time{}},
+		"a read-back is asked for":                      {with(calm(), asked), doVerify, "", time.Time{}},
+		"a read-back is asked for while a change waits": {with(calm(), pending, asked), doApply, "", time.Time{}},
+		"a read-back is asked for, held":                {with(calm(), held, asked), doWait, LaneHeld, time.Time{}},
+		"failing: an asked read-back tries at once":     {with(failing(parry.FailUnreachable), justTried, asked), doApply, "", time.Time{}},
+		"failing: but only once":                        {with(failing(parry.FailUnreachable), justTried, askedBefore), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"authentication: an asked read-back is a try":   {with(failing(parry.FailAuthentication), asked), doApply, "", time.Time{}},
+		"foreign: an asked read-back looks at once":     {with(failing(parry.FailForeignController), asked), doVerify, "", time.Time{}},
+		"an apply waits for its verify":                 {with(calm(), pending, func(s *situation) { s.probation = true }), doVerify, "", time.Time{}},
+		"a change elsewhere":                            {with(calm(), func(s *situation) { s.any = 12 }), doAdvance, "", time.Time{}},
 		"a change elsewhere, just advanced": {with(calm(), func(s *situation) { s.any, s.lastAdvance = 12, noon }), doWait, LaneIdle,
 			noon.Add(30 * time.Second)},
 		"retiring":                                     {with(calm(), func(s *situation) { s.state.Retiring = true }), doRetire, "", time.Time{}},

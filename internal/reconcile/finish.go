@@ -36,6 +36,9 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 	default:
 		after = t.appliedWell(fctx, v, &f)
 	}
+	if t.run.Kind == parry.RunVerify && !t.interrupted(v) {
+		f.VerifyUsed = t.st.VerifyRev
+	}
 	f.Run = t.run
 	t.r.metrics.ran(&t.run)
 	t.logEnd()

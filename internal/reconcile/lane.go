@@ -49,7 +49,7 @@ type memory struct {
 	absent    bool // the store does not know the firewall
 
 	lastTry, lastVerify, lastAdvance, lastEnd time.Time
-	triedRelevant, triedDirty                 parry.Revision
+	triedRelevant, triedDirty, triedVerify    parry.Revision
 
 	relevant   parry.Revision // as last seen, and since when
 	relevantAt time.Time
@@ -379,7 +379,7 @@ func (l *lane) situation(st parry.FirewallState, sc *scope) situation {
 		now: l.now(), state: st, relevant: newest, any: any,
 		fresh: m.fresh, verified: m.verified, uncertain: m.uncertain, probation: m.probe != nil, lifted: m.lifted, wordUsed: m.wordUsed,
 		lastTry: m.lastTry, lastVerify: m.lastVerify, lastAdvance: m.lastAdvance,
-		triedRelevant: m.triedRelevant, triedDirty: m.triedDirty,
+		triedRelevant: m.triedRelevant, triedDirty: m.triedDirty, triedVerify: m.triedVerify,
 		verifyEvery: l.r.o.VerifyEvery, earlyAfter: earlyAfter, advanceEvery: advanceEvery, reconsiderAfter: reconsiderAfter,
 	}
 }

@@ -267,6 +267,42 @@ func TestReconcile_aRestartVerifiesAndDriftIsRepaired(t *testing.T) {
 	})
 }
 
+func TestReconcile_anAskedVerifyReadsOnlyUnlessThereIsDrift(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		id := w.put("203.0.113.7")
+		w.becomes(id, "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		since := func(n int) (kinds []string) {
+			for _, r := range w.runs("fw-a")[n:] {
+				kinds = append(kinds, string(r.Kind)+" "+string(r.State))
+			}
+			return kinds
+		}
+		verify := func(runs ...string) {
+			t.Helper()
+			n := len(w.runs("fw-a"))
+			w.must(w.store.SetVerify(w.ctx, "fw-a"))
+			w.within(10*time.Second, "the runs", func() bool { return len(w.runs("fw-a")) >= n+len(runs) && w.state("fw-a").VerifyRev == 0 })
+			time.Sleep(time.Minute)
+			if d := cmp.Diff(runs, since(n)); d != "" {
+				t.Errorf("runs (-want +got)\n%s", d)
+			}
+		}
+		verify("verify succeeded")
+		w.firewall("fw-a").set(func(f *firewall) { f.held = nil })
+		verify("verify failed", "apply succeeded", "verify succeeded")
+		w.becomes(id, "fw-a", parry.StateEnforced)
+
+		w.firewall("fw-a").set(func(f *firewall) { f.fail = parry.FailAuthentication })
+		verify("verify failed")
+		w.firewall("fw-a").set(func(f *firewall) { f.fail = "" })
+		verify("verify succeeded")
+		if w.state("fw-a").Incident.Open() {
+			t.Error("a read-back that went well did not end the incident")
+		}
+	})
+}
+
 func TestReconcile_afterARestartPendingChangesAreAppliedAtOnce(t *testing.T) {
 	simulate(t, []string{"fw-a"}, nil, func(w *world) {
 		a, b := w.put("203.0.113.7"), w.put("203.0.113.8")

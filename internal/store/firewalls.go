@@ -75,16 +75,16 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 }
 
 const firewallQuery = `
-	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof, f.proved_at,
-		f.last_run, coalesce(h.held_by, a.held_by, ''), coalesce(h.reason, a.reason), coalesce(h.since, a.since, 0)
+	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.verify_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof,
+		f.proved_at, f.last_run, coalesce(h.held_by, a.held_by, ''), coalesce(h.reason, a.reason), coalesce(h.since, a.since, 0)
 	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''`
 
 func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
 	var listed, retiring, adopt, approved, proved, since int64
 	var inc, proof string
 	var reason []byte
-	err = r.Scan(&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.Epoch, &adopt, &approved, &inc, &proof, &proved,
-		&f.LastRun, &f.Hold.By, &reason, &since)
+	err = r.Scan(&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.VerifyRev, &f.Epoch, &adopt, &approved, &inc, &proof,
+		&proved, &f.LastRun, &f.Hold.By, &reason, &since)
 	if err != nil {
 		return f, err
 	}
@@ -143,6 +143,11 @@ const revision = parry.Revision(-1)
 // MarkDirty makes a firewall be converged again from scratch.
 func (s *Store) MarkDirty(ctx context.Context, name string) error {
 	return s.onFirewall(ctx, "mark dirty", name, `UPDATE firewalls SET dirty_rev = $2 WHERE name = $1`, revision)
+}
+
+// SetVerify has a firewall read back, whatever its lane waits for.
+func (s *Store) SetVerify(ctx context.Context, name string) error {
+	return s.onFirewall(ctx, "verify", name, `UPDATE firewalls SET verify_rev = $2 WHERE name = $1`, revision)
 }
 
 // SetRetiring has a firewall emptied and then forgotten.

@@ -77,6 +77,17 @@ func wordsAreUsedUp(e *env) {
 	same(e, "kept", e.firewall("fw1").Adopt, true)
 	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, ClearWords: true}))
 	same(e, "adopt used", e.firewall("fw1").Adopt, false)
+	dirty := e.firewall("fw1").DirtyRev
+	e.ok(e.SetVerify(e.Context(), "fw1"))
+	first := e.firewall("fw1").VerifyRev
+	same(e, "asked to be read", first > 0, true)
+	same(e, "not dirty for it", e.firewall("fw1").DirtyRev, dirty)
+	e.ok(e.SetVerify(e.Context(), "fw1"))
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, VerifyUsed: first}))
+	same(e, "a newer word stays", e.firewall("fw1").VerifyRev > first, true)
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, VerifyUsed: e.firewall("fw1").VerifyRev}))
+	same(e, "read", e.firewall("fw1").VerifyRev, 0)
+	e.wantKind(e.SetVerify(e.Context(), "fw9"), parry.KindNotFound)
 	same(e, "approved used", e.firewall("fw1").Approved, false)
 }
 

@@ -102,8 +102,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 			inc = toJSON(incident(f.Incident))
 		}
 		err = t.exec(`UPDATE firewalls SET applied_rev = $2, dirty_rev = $3, proof = $4, proved_at = $5, incident = $6, last_run = $7,
-				adopt = CASE WHEN $8 = 1 THEN 0 ELSE adopt END, approved = CASE WHEN $8 = 1 THEN 0 ELSE approved END WHERE name = $1`,
-			f.Run.Firewall, applied, dirty, proof, proved, inc, string(f.Run.ID), flag(f.ClearWords))
+				adopt = CASE WHEN $8 = 1 THEN 0 ELSE adopt END, approved = CASE WHEN $8 = 1 THEN 0 ELSE approved END,
+				verify_rev = CASE WHEN verify_rev <= $9 THEN 0 ELSE verify_rev END WHERE name = $1`,
+			f.Run.Firewall, applied, dirty, proof, proved, inc, string(f.Run.ID), flag(f.ClearWords), int64(f.VerifyUsed))
 		if err != nil || !f.SetRejects {
 			return err
 		}
