@@ -119,6 +119,9 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 	}
 	terms, err := s.o.Policy.Admit(pr, fleet, policy.Ask{Source: ask.match.Source, Selector: ask.selector, TTL: ask.ttl, NoEnd: ask.noEnd}, now)
 	if err != nil {
+		if _, protected := s.o.Policy.Overlapping(ask.match.Source, now); protected && parry.KindOf(err) == parry.KindRefused {
+			s.insist.refused(c.Request.Context(), s.o.Logger, &pr.Token, now)
+		}
 		return parry.Admission{}, err
 	}
 	if err := s.expressible(scope.firewalls, ask.match); err != nil {

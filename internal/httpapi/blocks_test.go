@@ -43,6 +43,42 @@ func TestCreateBlock_makesThenRefreshes(t *testing.T) {
 	}
 }
 
+// A bad rule, or a stolen token, is seen by what it keeps asking for.
+func TestCreateBlock_aTokenThatInsistsOnProtectedSourcesIsToldApart(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const warning = "a token keeps asking for blocks of what is never blocked"
+	ask := func(role parry.Role, n int, source string, status int) {
+		t.Helper()
+		for range n {
+			if r := b.do(role, "POST", "/api/v1/blocks", `{"source":"`+source+`"}`); r.StatusCode != status {
+				t.Fatalf("got %d: %s", r.StatusCode, r.body)
+			}
+		}
+	}
+	metric := func(want string) {
+		t.Helper()
+		if text := b.do(parry.RoleReader, "GET", "/metrics", "").body; !strings.Contains(text, "\n"+want+"\n") {
+			t.Errorf("no %q in the metrics", want)
+		}
+	}
+	ask(parry.RoleTrigger, 9, "8.8.8.8", 422)
+	ask(parry.RoleOperator, 9, "8.8.8.8", 422)
+	ask(parry.RoleTrigger, 1, "203.0.113.7", 201)
+	metric("parry_http_never_block_refusals_total 18")
+	metric("parry_http_never_block_insisting_tokens 0")
+	if strings.Contains(b.log.String(), warning) {
+		t.Error("warned of too few")
+	}
+	ask(parry.RoleTrigger, 30, "8.8.8.8", 422)
+	metric("parry_http_never_block_insisting_tokens 1")
+	if got := b.log.String(); strings.Count(got, warning) != 1 || !strings.Contains(got, warning+`","token":"trigger"`) {
+		t.Errorf("want one line that names the token: %s", got)
+	}
+	b.clock.advance(time.Hour)
+	metric("parry_http_never_block_insisting_tokens 0")
+}
+
 func TestCreateBlock_withoutEnd(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

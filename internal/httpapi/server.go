@@ -98,6 +98,7 @@ type Server struct {
 	doc      *document
 	validate *validator.Validate
 	metrics  *metrics
+	insist   *insisting
 	scopes   atomic.Pointer[scopes]
 	recent   recent
 	waiters  atomic.Int64
@@ -139,6 +140,9 @@ func New(o Options) (*Server, error) {
 	}
 	if s.metrics, err = newMetrics(o.Registry, s); err != nil {
 		return nil, fmt.Errorf("register the HTTP metrics: %w", err)
+	}
+	if s.insist, err = newInsisting(o.Registry, o.Now); err != nil {
+		return nil, fmt.Errorf("register the metrics of refusals: %w", err)
 	}
 
 	gin.SetMode(gin.ReleaseMode)
