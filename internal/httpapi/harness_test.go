@@ -81,13 +81,16 @@ var testFleet = &parry.Fleet{
 
 func newBench(t testing.TB, change ...func(*Options)) *bench {
 	t.Helper()
+	return newBenchOn(t, store.Options{Driver: "sqlite", Path: filepath.Join(t.TempDir(), "parry.db")}, change...)
+}
+
+func newBenchOn(t testing.TB, on store.Options, change ...func(*Options)) *bench {
+	t.Helper()
 	b := &bench{t: t, tokens: map[parry.Role]string{}, log: &logBuffer{}, clock: &clock{}}
 	ctx := context.Background()
 	var err error
-	b.store, err = store.Open(ctx, store.Options{
-		Driver: "sqlite", Path: filepath.Join(t.TempDir(), "parry.db"), Now: b.clock.now, Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
+	on.Now, on.Logger = b.clock.now, slog.New(slog.DiscardHandler)
+	if b.store, err = store.Open(ctx, on); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
