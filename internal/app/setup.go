@@ -80,6 +80,7 @@ func running(dir string) int {
 func openStore(ctx context.Context, cfg *config.Config, now func() time.Time, log *slog.Logger) (*store.Store, error) {
 	s, err := store.Open(ctx, store.Options{
 		Driver: cfg.Database.Driver, Path: cfg.Database.Path, DSN: cfg.Database.DSN.Reveal(), QueueLen: cfg.Limits.Queue, Now: now, Logger: log,
+		Subscriptions: subscriptions(cfg),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)

@@ -11,39 +11,20 @@ import (
 
 	"github.com/parry/parry/internal/config"
 	"github.com/parry/parry/internal/httpapi"
-	"github.com/parry/parry/internal/notify"
 	"github.com/parry/parry/internal/notify/mail"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/reconcile"
 )
 
-const mailChannel = "mail"
-
 func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Reconciler, error) {
-	var channels []string
-	if cfg.Mail.Server != "" {
-		channels = []string{mailChannel}
-	}
 	r := cfg.Reconcile
 	return reconcile.New(reconcile.Options{
 		Store: a.store, Runner: a.runner, Library: a.library, Fleet: a.fleet, Host: a.host, Exempt: a.exempt, Controller: controller,
-		Channels: channels, StateDir: cfg.StateDir, Playbook: cfg.Ansible.PlaybookBin,
+		Channels: subscriptions(cfg), StateDir: cfg.StateDir, Playbook: cfg.Ansible.PlaybookBin,
 		Slack: cfg.Blocks.ExpirySlack.D(), RunDeadline: cfg.Ansible.Deadline.D(), Drain: min(drain, cfg.Ansible.Deadline.D()),
 		VerifyEvery: r.VerifyEvery.D(), Backoff: reconcile.Backoff{Min: r.BackoffMin.D(), Max: r.BackoffMax.D(), SlowMin: r.AuthBackoff.D()},
 		Now: a.o.Now, Logger: a.log, Registerer: a.registry,
 	})
-}
-
-func newNotifier(a *App, cfg *config.Config) (*notify.Worker, error) {
-	channels := map[string]notify.Channel{}
-	if cfg.Mail.Server != "" {
-		m, err := newMailer(cfg, a.now)
-		if err != nil {
-			return nil, err
-		}
-		channels[mailChannel] = m
-	}
-	return notify.New(notify.Options{Store: a.store, Channels: channels, Timeout: cfg.Mail.Timeout.D(), Now: a.o.Now, Logger: a.log, Registerer: a.registry})
 }
 
 func newMailer(cfg *config.Config, now func() time.Time) (*mail.Mailer, error) {

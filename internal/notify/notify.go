@@ -7,11 +7,13 @@
 package notify
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,26 +24,50 @@ import (
 
 // Channel is a way to tell somebody.
 type Channel interface {
-	// Notify delivers within ctx. After an error, retryable tells whether the same may go well later without anybody's doing.
+	// Notify delivers within ctx. After an error, retryable tells whether the same may go well later without anybody's doing. The error may
+	// be a [parry.Error] with RetryAfter, when the other side said how long it wants to be left alone.
 	Notify(ctx context.Context, d parry.Delivery) (retryable bool, err error)
+}
+
+// Tester is a channel that can show that it works: it delivers something that says so, and tells what the other side answered.
+type Tester interface {
+	Test(ctx context.Context) (answer string, err error)
+}
+
+// Entry is a channel with what the worker must know of it. Name and Channel are required.
+type Entry struct {
+	Name         string // as notifications bear it
+	Type         string // for people
+	Channel      Channel
+	Subscription parry.Subscription // for people: what is written for the channel is decided where it is written
+	Timeout      time.Duration      // of one delivery; 0 is the worker's
+	AtMost       Rate               // of bulk notifications; zero: any number
+}
+
+// Rate is how many notifications there may be within a time. Beyond it, those that wait are summed up in one.
+type Rate struct {
+	N   int
+	Per time.Duration
 }
 
 // Store is what the worker needs of the store.
 type Store interface {
-	NextDeliveries(ctx context.Context, channel string, n int) ([]parry.Delivery, error)
+	NextDeliveries(ctx context.Context, channel string, n int, bulk bool) ([]parry.Delivery, error)
+	FoldDeliveries(ctx context.Context, channel string) (folded int64, err error)
 	Delivered(ctx context.Context, id parry.NotificationID, channel string) error
 	DeliveryFailed(ctx context.Context, id parry.NotificationID, channel, text string, next time.Time) error
+	ChannelStates(ctx context.Context) ([]parry.ChannelState, error)
 	Outbox(ctx context.Context) <-chan struct{} // something was written
 }
 
 // Options of a Worker. Store is required.
 type Options struct {
 	Store      Store
-	Channels   map[string]Channel // by the name that notifications bear
-	Timeout    time.Duration      // of one delivery; 0 is 30 s
-	Min, Max   time.Duration      // wait after the first failure, doubled each time, at most; 0 is 15 s and 15 min
-	Hopeless   time.Duration      // wait when a channel says that trying again is of no use by itself; 0 is 1 h
-	GiveUp     time.Duration      // what is older is told to nobody any more; 0 is 72 h
+	Channels   []Entry
+	Timeout    time.Duration // of one delivery; 0 is 30 s
+	Min, Max   time.Duration // wait after the first failure, doubled each time, at most; 0 is 15 s and 15 min
+	Hopeless   time.Duration // wait when a channel says that trying again is of no use by itself; 0 is 1 h
+	GiveUp     time.Duration // what is older is told to nobody any more; 0 is 72 h
 	Now        func() time.Time
 	Rand       func() float64 // in [0, 1), for jitter
 	Logger     *slog.Logger
@@ -57,6 +83,7 @@ type Worker struct {
 // pollEvery finds what became due without a wake.
 const (
 	pollEvery = 5 * time.Second
+	pauseMax  = time.Minute     // of a channel whose deliveries fail, doubled
 	parting   = 3 * time.Second // for a delivery in progress when Run's context ends
 )
 
@@ -98,64 +125,162 @@ func New(o Options) (*Worker, error) {
 // Run delivers until ctx is done. A delivery on its way is then ended.
 func (w *Worker) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for name, c := range w.o.Channels {
-		wg.Go(func() { w.serve(ctx, name, c) })
+	for i := range w.o.Channels {
+		l := &line{Worker: w, Entry: &w.o.Channels[i], log: w.o.Logger.With("channel", w.o.Channels[i].Name)}
+		wg.Go(func() { l.serve(ctx) })
 	}
 	wg.Wait()
 	return nil
 }
 
-func (w *Worker) serve(ctx context.Context, name string, c Channel) {
-	log := w.o.Logger.With("channel", name)
-	wake := w.o.Store.Outbox(ctx)
+// line is what Run knows of one channel.
+type line struct {
+	*Worker
+	*Entry
+	log    *slog.Logger
+	sent   []time.Time // bulk ones within AtMost.Per, oldest first
+	failed int         // deliveries in a row
+	pause  time.Time   // until then nothing is tried: the other side is down, or wants to be left alone
+}
+
+func (l *line) serve(ctx context.Context) {
+	wake := l.o.Store.Outbox(ctx)
 	for ctx.Err() == nil {
-		ds, err := w.o.Store.NextDeliveries(ctx, name, 1)
-		if err != nil && ctx.Err() == nil {
-			log.Error("read the outbox", "err", err)
-		}
-		if len(ds) > 0 {
-			w.deliver(ctx, log, name, c, &ds[0])
+		if d := l.pause.Sub(l.o.Now()); d > 0 {
+			sleep(ctx, nil, d)
 			continue
 		}
-		t := time.NewTimer(pollEvery)
-		select {
-		case <-ctx.Done():
-		case <-wake:
-		case <-t.C:
+		room, next := l.room()
+		if room == 1 && l.AtMost.N > 0 {
+			n, err := l.o.Store.FoldDeliveries(ctx, l.Name)
+			if err != nil && ctx.Err() == nil {
+				l.log.Error("sum up notifications", "err", err)
+			} else if n > 0 {
+				l.log.Info("notifications summed up", "count", n)
+			}
 		}
-		t.Stop()
+		ds, err := l.o.Store.NextDeliveries(ctx, l.Name, 1, room > 0)
+		if err != nil && ctx.Err() == nil {
+			l.log.Error("read the outbox", "err", err)
+		}
+		if len(ds) > 0 {
+			l.deliver(ctx, &ds[0])
+			continue
+		}
+		sleep(ctx, wake, min(next, pollEvery))
 	}
 }
 
-func (w *Worker) deliver(ctx context.Context, log *slog.Logger, name string, c Channel, d *parry.Delivery) {
-	log = log.With("notification_id", d.ID, "firewall", d.Firewall)
-	delivered := func(ctx context.Context) error { return w.o.Store.Delivered(ctx, d.ID, name) }
-	if age := w.o.Now().Sub(d.CreatedAt); age > w.o.GiveUp {
+// sleep ends early with ctx or a wake.
+func sleep(ctx context.Context, wake <-chan struct{}, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-wake:
+	case <-t.C:
+	}
+}
+
+// room is how many more bulk notifications may go out now, and when there is more room.
+func (l *line) room() (n int, next time.Duration) {
+	if l.AtMost.N <= 0 {
+		return 1, pollEvery
+	}
+	now := l.o.Now()
+	for len(l.sent) > 0 && now.Sub(l.sent[0]) >= l.AtMost.Per {
+		l.sent = l.sent[1:]
+	}
+	if n = l.AtMost.N - len(l.sent); n <= 0 {
+		return 0, max(l.AtMost.Per-now.Sub(l.sent[0]), time.Millisecond)
+	}
+	return n, pollEvery
+}
+
+func (l *line) deliver(ctx context.Context, d *parry.Delivery) {
+	log := l.log.With("notification_id", d.ID)
+	if d.Firewall != "" {
+		log = log.With("firewall", d.Firewall)
+	}
+	if d.Block != nil {
+		log = log.With("block_id", d.Block.ID)
+	}
+	delivered := func(ctx context.Context) error { return l.o.Store.Delivered(ctx, d.ID, l.Name) }
+	if age := l.o.Now().Sub(d.CreatedAt); age > l.o.GiveUp {
 		log.Error("notification given up", "attempts", d.Attempts)
-		w.done.WithLabelValues(name, "given_up").Inc()
-		w.mark(ctx, log, delivered)
+		l.done.WithLabelValues(l.Name, "given_up").Inc()
+		l.mark(ctx, log, delivered)
 		return
 	}
 	// At the end of ctx a delivery in progress is given a moment, so that nothing is delivered and not marked as such.
-	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.o.Timeout)
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cmp.Or(l.Timeout, l.o.Timeout))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(parting, cancel) })
-	retryable, err := c.Notify(dctx, *d)
+	retryable, err := l.Channel.Notify(dctx, *d)
 	stop()
 	cancel()
+	if d.Kind.Bulk() || d.Kind == parry.NotifySummary {
+		l.sent = append(l.sent, l.o.Now()) // tried is enough: it may have arrived
+	}
 	if err == nil {
+		l.failed = 0
 		log.Info("notification delivered", "kind", d.Kind)
-		w.done.WithLabelValues(name, "delivered").Inc()
-		w.mark(ctx, log, delivered)
+		l.done.WithLabelValues(l.Name, "delivered").Inc()
+		l.mark(ctx, log, delivered)
 		return
 	}
+	wait := l.wait(d.Attempts, retryable)
 	if ctx.Err() != nil {
-		retryable = true // ended by the shutdown
+		wait = l.wait(d.Attempts, true) // ended by the shutdown
 	} else {
 		log.Warn("notification not delivered", "attempts", d.Attempts+1, "retryable", retryable, "err", err)
-		w.done.WithLabelValues(name, "failed").Inc()
+		l.done.WithLabelValues(l.Name, "failed").Inc()
+		l.failed++
+		hold := min(l.o.Min<<min(l.failed-1, 8), pauseMax) / 2 // shorter than any wait, so that the next in line gets its turn
+		if e := (*parry.Error)(nil); errors.As(err, &e) && e.RetryAfter > 0 {
+			wait = min(max(e.RetryAfter, time.Second), time.Hour)
+			hold = wait
+		}
+		l.pause = l.o.Now().Add(hold)
 	}
-	next := w.o.Now().Add(w.wait(d.Attempts, retryable))
-	w.mark(ctx, log, func(ctx context.Context) error { return w.o.Store.DeliveryFailed(ctx, d.ID, name, err.Error(), next) })
+	next := l.o.Now().Add(wait)
+	l.mark(ctx, log, func(ctx context.Context) error { return l.o.Store.DeliveryFailed(ctx, d.ID, l.Name, err.Error(), next) })
+}
+
+// States tells how each channel stands, in their order.
+func (w *Worker) States(ctx context.Context) ([]parry.Channel, error) {
+	known, err := w.o.Store.ChannelStates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]parry.Channel, 0, len(w.o.Channels))
+	for i := range w.o.Channels {
+		e := &w.o.Channels[i]
+		c := parry.Channel{ChannelState: parry.ChannelState{Channel: e.Name}, Type: e.Type, Subscription: e.Subscription}
+		for _, s := range known {
+			if s.Channel == e.Name {
+				c.ChannelState = s
+			}
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// Test delivers a notification through a channel that says that it works, at once and past the outbox.
+func (w *Worker) Test(ctx context.Context, name string) (answer string, took time.Duration, err error) {
+	i := slices.IndexFunc(w.o.Channels, func(e Entry) bool { return e.Name == name })
+	if i < 0 {
+		return "", 0, parry.Errorf(parry.KindNotFound, "there is no channel %q", name)
+	}
+	t, ok := w.o.Channels[i].Channel.(Tester)
+	if !ok {
+		return "", 0, parry.Errorf(parry.KindConflict, "channel %q cannot be tested", name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(w.o.Channels[i].Timeout, w.o.Timeout))
+	defer cancel()
+	begin := time.Now()
+	answer, err = t.Test(ctx)
+	return answer, time.Since(begin), err
 }
 
 // wait is how long to wait after so many earlier attempts and this one.

@@ -3,7 +3,9 @@ package notify_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -26,6 +28,7 @@ type channel struct {
 	hang      bool
 	at        []time.Time
 	got       []parry.NotificationID
+	all       []parry.Delivery
 }
 
 func (c *channel) Notify(ctx context.Context, d parry.Delivery) (bool, error) {
@@ -41,7 +44,7 @@ func (c *channel) Notify(ctx context.Context, d parry.Delivery) (bool, error) {
 		c.fail = c.fail[1:]
 		return c.retryable, err
 	}
-	c.got = append(c.got, d.ID)
+	c.got, c.all = append(c.got, d.ID), append(c.all, d)
 	return false, nil
 }
 
@@ -68,7 +71,7 @@ func enqueue(t *testing.T, s *store.Store, channels ...string) parry.Notificatio
 }
 
 // work runs a worker in a bubble of its own time until f returns.
-func work(t *testing.T, channels map[string]notify.Channel, f func(s *store.Store)) {
+func work(t *testing.T, channels []notify.Entry, f func(s *store.Store)) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := open(t)
@@ -93,7 +96,7 @@ func work(t *testing.T, channels map[string]notify.Channel, f func(s *store.Stor
 
 func TestWorker_deliversOnceAndRetriesWithBackoff(t *testing.T) {
 	c := &channel{fail: []error{errors.New("451"), errors.New("451"), errors.New("451")}, retryable: true}
-	work(t, map[string]notify.Channel{"mail": c}, func(s *store.Store) {
+	work(t, []notify.Entry{{Name: "mail", Channel: c}}, func(s *store.Store) {
 		id := enqueue(t, s, "mail")
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -105,7 +108,7 @@ func TestWorker_deliversOnceAndRetriesWithBackoff(t *testing.T) {
 				t.Errorf("attempt %d after %v, want %v", i+2, got, want)
 			}
 		}
-		if st, err := s.OutboxStats(context.Background()); err != nil || len(st) != 0 {
+		if st, err := s.ChannelStates(context.Background()); err != nil || len(st) != 1 || st[0].Waiting != 0 {
 			t.Errorf("left in the outbox: %v, %v", st, err)
 		}
 	})
@@ -116,14 +119,14 @@ func TestWorker_whatIsHopelessIsTriedSeldomAndGivenUp(t *testing.T) {
 	for range 200 {
 		c.fail = append(c.fail, errors.New("550"))
 	}
-	work(t, map[string]notify.Channel{"mail": c}, func(s *store.Store) {
+	work(t, []notify.Entry{{Name: "mail", Channel: c}}, func(s *store.Store) {
 		enqueue(t, s, "mail")
 		time.Sleep(8 * time.Hour)
 		synctest.Wait()
 		if n := len(c.at); n < 6 || n > 7 {
 			t.Errorf("%d attempts, want about one an hour for 6 h", n)
 		}
-		if st, err := s.OutboxStats(context.Background()); err != nil || len(st) != 0 {
+		if st, err := s.ChannelStates(context.Background()); err != nil || len(st) != 1 || st[0].Waiting != 0 {
 			t.Errorf("left in the outbox: %v, %v", st, err)
 		}
 	})
@@ -131,13 +134,98 @@ func TestWorker_whatIsHopelessIsTriedSeldomAndGivenUp(t *testing.T) {
 
 func TestWorker_aChannelThatHangsDelaysNoOther(t *testing.T) {
 	stuck, good := &channel{hang: true}, &channel{}
-	work(t, map[string]notify.Channel{"stuck": stuck, "good": good}, func(s *store.Store) {
+	work(t, []notify.Entry{{Name: "stuck", Channel: stuck}, {Name: "good", Channel: good}}, func(s *store.Store) {
 		enqueue(t, s, "stuck", "good")
 		enqueue(t, s, "stuck", "good")
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if got := len(good.got); got != 2 {
 			t.Errorf("%d delivered beside a channel that hangs, want 2", got)
+		}
+	})
+}
+
+func TestWorker_waitsAsLongAsTheOtherSideSays(t *testing.T) {
+	later := &parry.Error{Kind: parry.KindRateLimited, Detail: "429", RetryAfter: 3 * time.Minute}
+	c := &channel{fail: []error{later}, retryable: true}
+	work(t, []notify.Entry{{Name: "chat", Channel: c}}, func(s *store.Store) {
+		enqueue(t, s, "chat")
+		enqueue(t, s, "chat")
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if len(c.got) != 2 || c.at[1].Sub(c.at[0]) < 3*time.Minute || c.at[1].Sub(c.at[0]) > 3*time.Minute+10*time.Second {
+			t.Errorf("delivered %v at %v, want both after three minutes and no try before", c.got, c.at)
+		}
+	})
+}
+
+func TestWorker_whatFailsHoldsUpTheNextForAMomentOnly(t *testing.T) {
+	c := &channel{}
+	for range 100 {
+		c.fail = append(c.fail, errors.New("refused"))
+	}
+	work(t, []notify.Entry{{Name: "chat", Channel: c}}, func(s *store.Store) {
+		for range 1000 {
+			enqueue(t, s, "chat")
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if n := len(c.at); n > 40 {
+			t.Errorf("%d tries in ten minutes at a server that is down", n)
+		}
+		c.mu.Lock()
+		c.fail = nil
+		c.mu.Unlock()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := len(c.got); n < 900 {
+			t.Errorf("%d of 1000 delivered a minute after the server came back", n)
+		}
+	})
+}
+
+func TestWorker_aStormIsSummedUp(t *testing.T) {
+	chat, tickets := &channel{}, &channel{}
+	entries := []notify.Entry{{Name: "chat", Channel: chat, AtMost: notify.Rate{N: 20, Per: time.Minute}}, {Name: "tickets", Channel: tickets}}
+	work(t, entries, func(s *store.Store) {
+		const storm = 3000
+		var ns []parry.Notification
+		for i := range storm {
+			ns = append(ns, parry.Notification{ID: parry.NewNotificationID(time.Now()), Kind: parry.NotifyAdded, CreatedAt: time.Now(),
+				Channels: []string{"chat", "tickets"}, Block: &parry.BlockEvent{Source: fmt.Sprintf("203.0.113.%d", i%256)}})
+		}
+		if err := s.Enqueue(context.Background(), ns); err != nil {
+			t.Fatal(err)
+		}
+		report := enqueue(t, s, "chat")
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if len(tickets.got) != storm {
+			t.Errorf("%d of %d through a channel without a limit", len(tickets.got), storm)
+		}
+		last := chat.all[len(chat.all)-1]
+		if len(chat.got) != 21 || last.Kind != parry.NotifySummary || last.Summary.Added != storm-19 || len(last.Summary.Sources) != 10 {
+			t.Errorf("%d in the chat, want 19 events, a report and a summary; the last is %s %+v", len(chat.got), last.Kind, last.Summary)
+		}
+		if !slices.Contains(chat.got, report) {
+			t.Error("the report waited behind the storm")
+		}
+		enqueueBlock := func() {
+			if err := s.Enqueue(context.Background(), []parry.Notification{{ID: parry.NewNotificationID(time.Now()), Kind: parry.NotifyEnded,
+				CreatedAt: time.Now(), Channels: []string{"chat"}, Block: &parry.BlockEvent{}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		enqueueBlock()
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if len(chat.got) != 21 {
+			t.Error("beyond the limit")
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if len(chat.got) != 22 {
+			t.Error("not delivered when there was room again")
 		}
 	})
 }
@@ -163,7 +251,7 @@ func TestWorker_aMarkThatFailsRepeatsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &channel{}
 		s := &unmarkable{Store: open(t), fails: 50}
-		w, err := notify.New(notify.Options{Store: s, Channels: map[string]notify.Channel{"mail": c}})
+		w, err := notify.New(notify.Options{Store: s, Channels: []notify.Entry{{Name: "mail", Channel: c}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -194,7 +282,7 @@ func TestWorker_aRealMailServerThatIsBusyFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := open(t)
-	w, err := notify.New(notify.Options{Store: s, Channels: map[string]notify.Channel{"mail": m}, Min: 10 * time.Millisecond, Max: 50 * time.Millisecond})
+	w, err := notify.New(notify.Options{Store: s, Channels: []notify.Entry{{Name: "mail", Channel: m}}, Min: 10 * time.Millisecond, Max: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,26 +92,6 @@ type FinishRun struct {
 	Notifications []Notification
 }
 
-// NotificationKind is what a notification tells.
-type NotificationKind string
-
-const (
-	NotifyFailed    NotificationKind = "firewall.failed"
-	NotifyRecovered NotificationKind = "firewall.recovered"
-	NotifyRejected  NotificationKind = "block.rejected"
-)
-
-// Notification is a row of the outbox: written in the transaction that causes it, delivered at least once.
-type Notification struct {
-	ID        NotificationID
-	Kind      NotificationKind
-	Firewall  string
-	Incident  NotificationID // threads a recovery to its failure
-	CreatedAt time.Time
-	Channels  []string // "mail"
-	Report    Report
-}
-
 // Report is what an admin must know, complete when it is written so that a channel needs nothing else.
 type Report struct {
 	Firewall   string    `json:"firewall"`
@@ -135,13 +115,6 @@ type Report struct {
 	Command    string    `json:"command,omitempty"`  // how to run it by hand
 	Revision   Revision  `json:"revision"`
 	Controller string    `json:"controller,omitempty"`
-}
-
-// Delivery is one notification on its way through one channel.
-type Delivery struct {
-	Notification
-	Channel  string
-	Attempts int
 }
 
 // Changes is what happened to the desired state after a revision.

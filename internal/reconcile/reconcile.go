@@ -63,7 +63,7 @@ type Options struct {
 	Host       func(name string) ansible.Host                    // Err is set when the inventory has none
 	Exempt     func(source netip.Prefix) (parry.Exemption, bool) // an exemption that overlaps the source, in either direction
 	Controller string                                            // the store's controller id
-	Channels   []string                                          // for notifications; none: none are written
+	Channels   parry.Subscriptions                               // whom to notify; none: nothing is written
 	StateDir   string                                            // Run.Dir is kept relative to it
 	Playbook   string                                            // ansible-playbook, for the command in a report; that name when empty
 

@@ -18,8 +18,9 @@ import (
 const reportLines = 20
 
 func (t *try) notification(id, incident parry.NotificationID, kind parry.NotificationKind, r parry.Report) parry.Notification {
+	sev := parry.SeverityOf(kind)
 	return parry.Notification{
-		ID: id, Kind: kind, Firewall: t.name, Incident: incident, CreatedAt: t.now(), Channels: t.r.o.Channels, Report: r,
+		ID: id, Kind: kind, Severity: sev, Firewall: t.name, Incident: incident, CreatedAt: t.now(), Channels: t.r.o.Channels.To(kind, sev), Report: r,
 	}
 }
 

@@ -115,7 +115,7 @@ func newWorld(t testing.TB, names []string, change func(*Options)) *world {
 
 func (w *world) build(change func(*Options)) {
 	o := Options{
-		Store: w.store, Runner: w, Library: w, Controller: controller, Channels: []string{"mail"}, StateDir: w.dir,
+		Store: w.store, Runner: w, Library: w, Controller: controller, Channels: parry.Subscriptions{{Channel: "mail", Kinds: parry.NotifyKinds}}, StateDir: w.dir,
 		Fleet: func() *parry.Fleet { w.mu.Lock(); defer w.mu.Unlock(); return w.fleet },
 		Host: func(name string) ansible.Host {
 			h := ansible.Host{Name: name, Addr: netip.MustParseAddr("127.0.0.1"), Port: 2201}
@@ -278,7 +278,7 @@ func (w *world) runs(name string) []parry.Run {
 func (w *world) mails() (out []parry.Delivery) {
 	w.t.Helper()
 	for {
-		ds, err := w.store.NextDeliveries(w.ctx, "mail", 10)
+		ds, err := w.store.NextDeliveries(w.ctx, "mail", 10, true)
 		w.must(err)
 		if len(ds) == 0 {
 			return out

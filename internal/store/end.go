@@ -29,18 +29,17 @@ func (t *tx) block(id parry.BlockID) (b *block, err error) {
 func (t *tx) end(ids []any, why parry.EndReason, by string) (ended []parry.BlockID, err error) {
 	for _, part := range chunks(ids, 1, 64) {
 		q := `UPDATE blocks SET end_rev = $1, changed_rev = $1, end_reason = $2, ended_by = $3, ended_at = $4
-			WHERE end_rev = 0 AND id IN (` + placeholders(5, len(part)) + `) RETURNING id, key`
+			WHERE end_rev = 0 AND id IN (` + placeholders(5, len(part)) + `) RETURNING ` + blockColumns
 		args := append([]any{int64(t.rev), string(why), by, micros(t.now)}, part...)
 		if err := t.query(q, args, func(r *sql.Rows) error {
-			var id parry.BlockID
-			var key string
-			if err := r.Scan(&id, &key); err != nil {
+			b, err := scanBlock(r)
+			if err != nil {
 				return err
 			}
-			k, err := parseKey(key)
-			t.rule(&k, -1)
-			ended = append(ended, id)
-			return err
+			t.rule(&b.Key, -1)
+			t.event(parry.NotifyEnded, &b.Block, nil)
+			ended = append(ended, b.ID)
+			return nil
 		}); err != nil {
 			return ended, err
 		}

@@ -161,7 +161,7 @@ func runsBeginAndFinish(e *env) {
 	same(e, "last run", f.LastRun, r.ID)
 	same(e, "incident", f.Incident, inc)
 	same(e, "state", parry.Derive(&b, &f, false), parry.StateEnforced)
-	ds, err := e.NextDeliveries(e.Context(), "mail", 10)
+	ds, err := e.NextDeliveries(e.Context(), "mail", 10, true)
 	e.ok(err)
 	same(e, "notifications", len(ds), 1)
 	r2 := e.run(l)
@@ -258,7 +258,7 @@ func outboxDeliversAtLeastOnce(e *env) {
 	e.ok(e.Enqueue(e.Context(), []parry.Notification{n("n-1")}))
 	next := func(channel string) (ids []parry.NotificationID) {
 		e.Helper()
-		ds, err := e.NextDeliveries(e.Context(), channel, 10)
+		ds, err := e.NextDeliveries(e.Context(), channel, 10, true)
 		e.ok(err)
 		for _, d := range ds {
 			want := n(d.ID)
@@ -286,9 +286,10 @@ func outboxDeliversAtLeastOnce(e *env) {
 	want("another channel", next("webhook"), "n-1", "n-2")
 	e.ok(e.Delivered(e.Context(), "n-1", "mail"))
 	e.ok(e.DeliveryFailed(e.Context(), "n-2", "mail", "451 later", e.clock.Now().Add(10*time.Minute)))
-	st, err := e.OutboxStats(e.Context())
+	st, err := e.ChannelStates(e.Context())
 	e.ok(err)
-	if d := cmp.Diff([]store.OutboxStats{{Channel: "mail", Waiting: 1, Failing: 1, Oldest: now, LastError: "451 later"},
+	if d := cmp.Diff([]parry.ChannelState{
+		{Channel: "mail", Waiting: 1, Failing: 1, Oldest: now, DeliveredAt: now, FailedAt: now, LastError: "451 later"},
 		{Channel: "webhook", Waiting: 2, Oldest: now}}, st); d != "" {
 		e.Fatal(d)
 	}

@@ -388,6 +388,7 @@ func (a *admitter) write() error {
 	t := a.t
 	var rows []any
 	for _, b := range a.touched {
+		a.event(b)
 		if !b.created {
 			err := t.exec(`UPDATE blocks SET changed_rev = $2, end_rev = $3, end_reason = $4, ended_at = $5, expires_at = $6, count = $7, last_at = $8,
 				reason = $9, origin = $10 WHERE id = $1`,
@@ -419,6 +420,24 @@ func (a *admitter) write() error {
 	return t.insert(`INSERT INTO idempotency (k, hash, block_id, request_id, created_at) VALUES `, 5, a.newKeys,
 		` ON CONFLICT (k) DO UPDATE SET hash = excluded.hash, block_id = excluded.block_id, request_id = excluded.request_id,
 		created_at = excluded.created_at`)
+}
+
+// event tells that a block began, or that one met its end here. One that did both is evidence only, and nobody's news.
+func (a *admitter) event(b *block) {
+	switch {
+	case len(a.t.w.s.subscriptions) == 0:
+	case b.created && b.Live():
+		var first *parry.Request
+		for _, q := range a.requests {
+			if q.BlockID == b.ID {
+				first = q.Request
+				break
+			}
+		}
+		a.t.event(parry.NotifyAdded, &b.Block, first)
+	case !b.created && b.EndRev == a.t.rev:
+		a.t.event(parry.NotifyEnded, &b.Block, nil)
+	}
 }
 
 // evidence lists the rows of requests: of those that share a slot, the last.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,8 @@ type Options struct {
 	Now      func() time.Time // time.Now if nil
 	Logger   *slog.Logger     // slog.Default() if nil
 	QueueLen int              // writing operations that may wait; 4096 if 0
+
+	Subscriptions parry.Subscriptions // to block.added and block.ended, which are written where blocks begin and end
 }
 
 // Store is an open database. Its methods may be called from any goroutine. Errors bear a [parry.Kind] where their meaning is known; a
@@ -51,6 +54,8 @@ type Store struct {
 	bg     sync.WaitGroup
 
 	desired, applied, outbox wake
+
+	subscriptions parry.Subscriptions
 
 	lanesMu sync.Mutex
 	lanes   map[string]*Lane
@@ -89,6 +94,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		now: o.Now, log: o.Logger, id: rand.Text(),
 		queue: make(chan *op, cmp.Or(o.QueueLen, 4096)), written: make(chan struct{}),
 		lanes: map[string]*Lane{}, touched: map[parry.TokenID]int64{},
+	}
+	for _, sub := range o.Subscriptions {
+		if slices.ContainsFunc(sub.Kinds, parry.NotificationKind.Bulk) {
+			s.subscriptions = append(s.subscriptions, sub)
+		}
 	}
 	if s.now == nil {
 		s.now = time.Now

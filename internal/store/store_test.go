@@ -69,6 +69,7 @@ var suite = []func(*env){
 	firewallsComeAndGo, holdsOfOneAndAll, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned,
 	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
 	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits,
+	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold,
 }
 
 func TestStore(t *testing.T) {

@@ -153,7 +153,7 @@ func (w *writer) try(ops []*op, again bool) (err error) {
 		}
 		rest = rest[1:]
 	}
-	if err := t.writeRules(); err != nil {
+	if err := errors.Join(t.writeRules(), t.writeEvents()); err != nil {
 		return err
 	}
 	if t.live != live || t.ended != ended || t.wakes != 0 {
@@ -215,6 +215,7 @@ type tx struct {
 	again  bool // the second try: this may have been committed before
 	wakes  wakes
 	rules  map[ruleKey]*ruleDelta
+	events []parry.Notification
 	failed error
 }
 
