@@ -34,4 +34,12 @@
 //     it stays on the firewall for so long. The source-only rule is counted and never refused: it is what everything else falls back to.
 //  6. MaxBlocks, against the live blocks at this point of the batch.
 //  7. A new block.
+//
+// Entries that come with a request for active lists are put in its transaction, after all this; a list that has no room for them costs no block.
+//
+// # Active lists
+//
+// A list is a row, an entry is one of (list, key). An entry that has run out stays in place until it is swept, an hour later, and one that was
+// taken off is marked and stays a week: so whoever reads the changes after a revision learns of removals too, and a replayed event does not put back
+// what an operator took off. Nothing reads such an entry as live. Reading is for package lists, which keeps what stands in memory.
 package store

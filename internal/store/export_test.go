@@ -42,3 +42,13 @@ func (s *Store) RequestIDs(ctx context.Context, id parry.BlockID) (ids []parry.R
 		}
 	}
 }
+
+// RecommitEntries puts on a list as if the answer of the commit had been lost.
+func (s *Store) RecommitEntries(ctx context.Context, list string, puts []parry.ListPut) error {
+	for _, again := range []bool{false, true} {
+		if err := s.write(ctx, "put", func(t *tx) error { t.again = again; return t.putEntries(list, "batch", puts, &parry.ListDone{}) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -115,16 +115,16 @@ func (e *postgres) watch(ctx context.Context, s *Store) {
 	var wg sync.WaitGroup
 	wg.Go(func() { e.listen(ctx, s) })
 	wg.Go(func() { e.lanes.watch(ctx, e.log) })
-	var seen [3]parry.Revision
+	var seen [4]parry.Revision
 	for sleep(ctx, pgPoll) {
 		qctx, cancel := context.WithTimeout(ctx, pgPingDeadline)
-		var now [3]parry.Revision
-		err := s.reads.QueryRowContext(qctx, `SELECT desired, applied, outbox FROM state WHERE one = 1`).Scan(&now[0], &now[1], &now[2])
+		var now [4]parry.Revision
+		err := s.reads.QueryRowContext(qctx, `SELECT desired, applied, outbox, lists FROM state WHERE one = 1`).Scan(&now[0], &now[1], &now[2], &now[3])
 		cancel()
 		if err != nil {
 			continue
 		}
-		for i, what := range []wakes{wakeDesired, wakeApplied, wakeOutbox} {
+		for i, what := range []wakes{wakeDesired, wakeApplied, wakeOutbox, wakeLists} {
 			if now[i] != seen[i] {
 				s.wake(what)
 			}
@@ -156,7 +156,7 @@ func (e *postgres) listenOnce(ctx context.Context, s *Store) error {
 	if _, err := c.Exec(ctx, `LISTEN `+pgChannel); err != nil {
 		return err
 	}
-	s.wake(wakeDesired | wakeApplied | wakeOutbox) // for what was missed before
+	s.wake(wakeDesired | wakeApplied | wakeOutbox | wakeLists) // for what was missed before
 	for {
 		n, err := c.WaitForNotification(ctx)
 		if err != nil {

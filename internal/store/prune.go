@@ -35,6 +35,9 @@ func (s *Store) Prune(ctx context.Context, keep parry.Retention) (p parry.Pruned
 			return p, err
 		}
 	}
+	if p.ListEntries, err = s.sweepLists(ctx, now); err != nil {
+		return p, err
+	}
 	return p, s.pruneSmall(ctx, now)
 }
 

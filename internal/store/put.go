@@ -77,6 +77,7 @@ type admitter struct {
 	touched  []*block // in order
 	requests []*request
 	newKeys  []any
+	listed   []*put // accepted, with entries for lists
 }
 
 // block is a row, with what becomes of it in this transaction.
@@ -213,6 +214,9 @@ func (a *admitter) admit(p *put) error {
 		a.newKeys = append(a.newKeys, ik[:], p.Idempotency.Hash[:], string(b.ID), string(p.Request.ID), micros(a.t.now))
 	}
 	p.res = parry.Admitted{Block: b.Block, Request: p.Request.ID, Created: created}
+	if len(p.Lists) > 0 {
+		a.listed = append(a.listed, p)
+	}
 	return nil
 }
 
@@ -416,6 +420,9 @@ func (a *admitter) write() error {
 	}
 	if len(a.touched) > 0 {
 		t.wakes |= wakeDesired
+	}
+	if err := a.list(); err != nil {
+		return err
 	}
 	return t.insert(`INSERT INTO idempotency (k, hash, block_id, request_id, created_at) VALUES `, 5, a.newKeys,
 		` ON CONFLICT (k) DO UPDATE SET hash = excluded.hash, block_id = excluded.block_id, request_id = excluded.request_id,

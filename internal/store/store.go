@@ -53,7 +53,7 @@ type Store struct {
 	stop   context.CancelFunc // ends the watchers
 	bg     sync.WaitGroup
 
-	desired, applied, outbox wake
+	desired, applied, outbox, lists wake
 
 	subscriptions parry.Subscriptions
 
@@ -215,6 +215,9 @@ func (s *Store) Applied(ctx context.Context) <-chan struct{} { return s.applied.
 
 // Outbox wakes when a notification was written.
 func (s *Store) Outbox(ctx context.Context) <-chan struct{} { return s.outbox.subscribe(ctx) }
+
+// Lists wakes when an active list or what is on it has changed, here or on another replica.
+func (s *Store) Lists(ctx context.Context) <-chan struct{} { return s.lists.subscribe(ctx) }
 
 // wrap says what was being done, and gives the error the kind that the engine knows for it. Errors that bear a kind keep it.
 func (s *Store) wrap(err error, doing string) error {

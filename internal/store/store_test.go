@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -77,7 +78,7 @@ func TestStore(t *testing.T) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
 			t.Parallel()
-			for _, c := range suite {
+			for _, c := range slices.Concat(suite, listSuite) {
 				name := runtime.FuncForPC(reflect.ValueOf(c).Pointer()).Name()
 				t.Run(name[strings.LastIndex(name, ".")+1:], func(t *testing.T) {
 					t.Parallel()

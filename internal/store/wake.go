@@ -12,6 +12,7 @@ const (
 	wakeDesired wakes = 1 << iota
 	wakeApplied
 	wakeOutbox
+	wakeLists
 )
 
 // wake tells subscribers that something happened; several happenings become one. The zero value is ready.
@@ -56,5 +57,8 @@ func (s *Store) wake(what wakes) {
 	}
 	if what&wakeOutbox != 0 {
 		s.outbox.fire()
+	}
+	if what&wakeLists != 0 {
+		s.lists.fire()
 	}
 }

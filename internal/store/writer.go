@@ -158,8 +158,10 @@ func (w *writer) try(ops []*op, again bool) (err error) {
 	}
 	if t.live != live || t.ended != ended || t.wakes != 0 {
 		if err := t.exec(`UPDATE state SET live = $1, ended = $2, desired = CASE WHEN $3 = 1 THEN rev ELSE desired END,
-			applied = CASE WHEN $4 = 1 THEN rev ELSE applied END, outbox = CASE WHEN $5 = 1 THEN rev ELSE outbox END WHERE one = 1`,
-			t.live, t.ended, flag(t.wakes&wakeDesired != 0), flag(t.wakes&wakeApplied != 0), flag(t.wakes&wakeOutbox != 0)); err != nil {
+			applied = CASE WHEN $4 = 1 THEN rev ELSE applied END, outbox = CASE WHEN $5 = 1 THEN rev ELSE outbox END,
+			lists = CASE WHEN $6 = 1 THEN rev ELSE lists END WHERE one = 1`,
+			t.live, t.ended, flag(t.wakes&wakeDesired != 0), flag(t.wakes&wakeApplied != 0), flag(t.wakes&wakeOutbox != 0),
+			flag(t.wakes&wakeLists != 0)); err != nil {
 			return err
 		}
 	}
