@@ -176,6 +176,60 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for HookDecisionDecision.
+const (
+	HookDecisionDecisionBlock   HookDecisionDecision = "block"
+	HookDecisionDecisionIgnored HookDecisionDecision = "ignored"
+)
+
+// Valid indicates whether the value is a known member of the HookDecisionDecision enum.
+func (e HookDecisionDecision) Valid() bool {
+	switch e {
+	case HookDecisionDecisionBlock:
+		return true
+	case HookDecisionDecisionIgnored:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for HookDecisionReason.
+const (
+	HookDecisionReasonBelowLevel     HookDecisionReason = "below_level"
+	HookDecisionReasonEnded          HookDecisionReason = "ended"
+	HookDecisionReasonInternalSource HookDecisionReason = "internal_source"
+	HookDecisionReasonNoSource       HookDecisionReason = "no_source"
+	HookDecisionReasonNotAnAdd       HookDecisionReason = "not_an_add"
+	HookDecisionReasonNotAnAddress   HookDecisionReason = "not_an_address"
+	HookDecisionReasonOutbound       HookDecisionReason = "outbound"
+	HookDecisionReasonRuleNotListed  HookDecisionReason = "rule_not_listed"
+)
+
+// Valid indicates whether the value is a known member of the HookDecisionReason enum.
+func (e HookDecisionReason) Valid() bool {
+	switch e {
+	case HookDecisionReasonBelowLevel:
+		return true
+	case HookDecisionReasonEnded:
+		return true
+	case HookDecisionReasonInternalSource:
+		return true
+	case HookDecisionReasonNoSource:
+		return true
+	case HookDecisionReasonNotAnAdd:
+		return true
+	case HookDecisionReasonNotAnAddress:
+		return true
+	case HookDecisionReasonOutbound:
+		return true
+	case HookDecisionReasonRuleNotListed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Role.
 const (
 	RoleAdmin    Role = "admin"
@@ -628,6 +682,64 @@ type HoldRequest struct {
 	Reason string `json:"reason,omitempty,omitzero" validate:"max=1024"`
 }
 
+// HookAlert What was read off the alert
+type HookAlert struct {
+	Agent   string `json:"agent,omitempty,omitzero"`
+	AgentID string `json:"agent_id,omitempty,omitzero"`
+
+	// Description The rule's; hostile text
+	Description string    `json:"description,omitempty,omitzero"`
+	EventTime   time.Time `json:"event_time,omitempty,omitzero"`
+
+	// FoundIn Where the source stands
+	//
+	// Example: data.srcip
+	FoundIn string `json:"found_in,omitempty,omitzero"`
+	ID      string `json:"id,omitempty,omitzero"`
+	RuleID  string `json:"rule_id,omitempty,omitzero"`
+
+	// RuleLevel Wazuh 5's words as the least number of Wazuh 4: low 1, medium 7, high 12, critical 15
+	RuleLevel int `json:"rule_level,omitempty,omitzero"`
+
+	// Source Canonical
+	Source string `json:"source,omitempty,omitzero"`
+}
+
+// HookDecision defines model for HookDecision.
+type HookDecision struct {
+	// Alert What was read off the alert
+	Alert HookAlert `json:"alert"`
+
+	// Block The block that was made or refreshed; in a dry run the live one that would be refreshed
+	Block Block `json:"block,omitempty,omitzero"`
+
+	// Decision Whether the alert asks for a block
+	Decision HookDecisionDecision `json:"decision"`
+
+	// Detail The reason in words
+	Detail string `json:"detail,omitempty,omitzero"`
+
+	// DryRun Nothing was done
+	DryRun bool `json:"dry_run,omitempty,omitzero"`
+
+	// Firewalls What the block is for
+	Firewalls []string `json:"firewalls,omitempty,omitzero"`
+
+	// Reason Why it is ignored. not_an_add: the message ends an active response; ended: the event is from before its block ended, or would have, and
+	// counts as evidence only; the others are told above.
+	Reason HookDecisionReason `json:"reason,omitempty,omitzero"`
+
+	// TTL How long, from the event's time
+	TTL string `json:"ttl,omitempty,omitzero"`
+}
+
+// HookDecisionDecision Whether the alert asks for a block
+type HookDecisionDecision string
+
+// HookDecisionReason Why it is ignored. not_an_add: the message ends an active response; ended: the event is from before its block ended, or would have, and
+// counts as evidence only; the others are told above.
+type HookDecisionReason string
+
 // Incident defines model for Incident.
 type Incident struct {
 	Attempts int    `json:"attempts"`
@@ -875,6 +987,15 @@ type ExplainParams struct {
 	Address string `form:"address" json:"address"`
 }
 
+// HookWazuhJSONBody defines parameters for HookWazuh.
+type HookWazuhJSONBody map[string]interface{}
+
+// HookWazuhParams defines parameters for HookWazuh.
+type HookWazuhParams struct {
+	// DryRun Answer what the alert would get, and do nothing. The database's limits are not tried.
+	DryRun *bool `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+}
+
 // ListRunsParams defines parameters for ListRuns.
 type ListRunsParams struct {
 	// Firewall Runs on this firewall
@@ -904,6 +1025,9 @@ type HoldFirewallJSONRequestBody = HoldRequest
 
 // HoldAllJSONRequestBody defines body for HoldAll for application/json ContentType.
 type HoldAllJSONRequestBody = HoldRequest
+
+// HookWazuhJSONRequestBody defines body for HookWazuh for application/json ContentType.
+type HookWazuhJSONRequestBody HookWazuhJSONBody
 
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = TokenRequest
@@ -1155,6 +1279,36 @@ type ClientInterface interface {
 	//
 	// Corresponds with PUT /api/v1/hold (the `HoldAll` operationId).
 	HoldAll(ctx context.Context, body HoldAllJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HookWazuhWithBody Take an alert of Wazuh as it is, and block its source
+	//
+	// For Wazuh's own webhooks: the body is one alert of Wazuh 4 (as in alerts.json and from integratord) or 5, alone, in an active response's
+	// message (`parameters.alert`), or as the indexer stores it (`_source`). It may have 256 KiB and any further fields.
+	//
+	// The source is taken from where Wazuh's decoders put it. An alert asks for no block when it has none, when that is no address, is exempt or
+	// lies in `hooks.wazuh.internal`, when the event goes out from one's own side, or when `hooks.wazuh` leaves its level or rule out: the answer
+	// names the reason. Else the request goes the way of `POST /api/v1/blocks`, with the rule's description as its reason and with the alert's time,
+	// id and rule as evidence; `hooks.agents` says which firewalls the alert's agent means. The same alert again changes nothing.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
+	HookWazuhWithBody(ctx context.Context, params *HookWazuhParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HookWazuh Take an alert of Wazuh as it is, and block its source
+	//
+	// For Wazuh's own webhooks: the body is one alert of Wazuh 4 (as in alerts.json and from integratord) or 5, alone, in an active response's
+	// message (`parameters.alert`), or as the indexer stores it (`_source`). It may have 256 KiB and any further fields.
+	//
+	// The source is taken from where Wazuh's decoders put it. An alert asks for no block when it has none, when that is no address, is exempt or
+	// lies in `hooks.wazuh.internal`, when the event goes out from one's own side, or when `hooks.wazuh` leaves its level or rule out: the answer
+	// names the reason. Else the request goes the way of `POST /api/v1/blocks`, with the rule's description as its reason and with the alert's time,
+	// id and rule as evidence; `hooks.agents` says which firewalls the alert's agent means. The same alert again changes nothing.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
+	HookWazuh(ctx context.Context, params *HookWazuhParams, body HookWazuhJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetOpenAPI This document
 	//
@@ -1647,6 +1801,56 @@ func (c *Client) HoldAllWithBody(ctx context.Context, contentType string, body i
 // Corresponds with PUT /api/v1/hold (the `HoldAll` operationId).
 func (c *Client) HoldAll(ctx context.Context, body HoldAllJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewHoldAllRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HookWazuhWithBody Take an alert of Wazuh as it is, and block its source
+//
+// For Wazuh's own webhooks: the body is one alert of Wazuh 4 (as in alerts.json and from integratord) or 5, alone, in an active response's
+// message (`parameters.alert`), or as the indexer stores it (`_source`). It may have 256 KiB and any further fields.
+//
+// The source is taken from where Wazuh's decoders put it. An alert asks for no block when it has none, when that is no address, is exempt or
+// lies in `hooks.wazuh.internal`, when the event goes out from one's own side, or when `hooks.wazuh` leaves its level or rule out: the answer
+// names the reason. Else the request goes the way of `POST /api/v1/blocks`, with the rule's description as its reason and with the alert's time,
+// id and rule as evidence; `hooks.agents` says which firewalls the alert's agent means. The same alert again changes nothing.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
+func (c *Client) HookWazuhWithBody(ctx context.Context, params *HookWazuhParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHookWazuhRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HookWazuh Take an alert of Wazuh as it is, and block its source
+//
+// For Wazuh's own webhooks: the body is one alert of Wazuh 4 (as in alerts.json and from integratord) or 5, alone, in an active response's
+// message (`parameters.alert`), or as the indexer stores it (`_source`). It may have 256 KiB and any further fields.
+//
+// The source is taken from where Wazuh's decoders put it. An alert asks for no block when it has none, when that is no address, is exempt or
+// lies in `hooks.wazuh.internal`, when the event goes out from one's own side, or when `hooks.wazuh` leaves its level or rule out: the answer
+// names the reason. Else the request goes the way of `POST /api/v1/blocks`, with the rule's description as its reason and with the alert's time,
+// id and rule as evidence; `hooks.agents` says which firewalls the alert's agent means. The same alert again changes nothing.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
+func (c *Client) HookWazuh(ctx context.Context, params *HookWazuhParams, body HookWazuhJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHookWazuhRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2828,6 +3032,73 @@ func NewHoldAllRequestWithBody(server string, contentType string, body io.Reader
 	return req, nil
 }
 
+// NewHookWazuhRequest calls the generic HookWazuh builder with application/json body
+func NewHookWazuhRequest(server string, params *HookWazuhParams, body HookWazuhJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewHookWazuhRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewHookWazuhRequestWithBody constructs an http.Request for the HookWazuh method, with any body, and a specified content type
+func NewHookWazuhRequestWithBody(server string, params *HookWazuhParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/hooks/wazuh")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetOpenAPIRequest constructs an http.Request for the GetOpenAPI method
 func NewGetOpenAPIRequest(server string) (*http.Request, error) {
 	var err error
@@ -3530,6 +3801,36 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PUT /api/v1/hold (the `HoldAll` operationId).
 	HoldAllWithResponse(ctx context.Context, body HoldAllJSONRequestBody, reqEditors ...RequestEditorFn) (*HoldAllResult, error)
+
+	// HookWazuhWithBodyWithResponse Take an alert of Wazuh as it is, and block its source
+	//
+	// For Wazuh's own webhooks: the body is one alert of Wazuh 4 (as in alerts.json and from integratord) or 5, alone, in an active response's
+	// message (`parameters.alert`), or as the indexer stores it (`_source`). It may have 256 KiB and any further fields.
+	//
+	// The source is taken from where Wazuh's decoders put it. An alert asks for no block when it has none, when that is no address, is exempt or
+	// lies in `hooks.wazuh.internal`, when the event goes out from one's own side, or when `hooks.wazuh` leaves its level or rule out: the answer
+	// names the reason. Else the request goes the way of `POST /api/v1/blocks`, with the rule's description as its reason and with the alert's time,
+	// id and rule as evidence; `hooks.agents` says which firewalls the alert's agent means. The same alert again changes nothing.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
+	HookWazuhWithBodyWithResponse(ctx context.Context, params *HookWazuhParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HookWazuhResult, error)
+
+	// HookWazuhWithResponse Take an alert of Wazuh as it is, and block its source
+	//
+	// For Wazuh's own webhooks: the body is one alert of Wazuh 4 (as in alerts.json and from integratord) or 5, alone, in an active response's
+	// message (`parameters.alert`), or as the indexer stores it (`_source`). It may have 256 KiB and any further fields.
+	//
+	// The source is taken from where Wazuh's decoders put it. An alert asks for no block when it has none, when that is no address, is exempt or
+	// lies in `hooks.wazuh.internal`, when the event goes out from one's own side, or when `hooks.wazuh` leaves its level or rule out: the answer
+	// names the reason. Else the request goes the way of `POST /api/v1/blocks`, with the rule's description as its reason and with the alert's time,
+	// id and rule as evidence; `hooks.agents` says which firewalls the alert's agent means. The same alert again changes nothing.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
+	HookWazuhWithResponse(ctx context.Context, params *HookWazuhParams, body HookWazuhJSONRequestBody, reqEditors ...RequestEditorFn) (*HookWazuhResult, error)
 
 	// GetOpenAPIWithResponse This document
 	//
@@ -4769,6 +5070,83 @@ func (r HoldAllResult) ContentType() string {
 	return ""
 }
 
+// HookWazuhResult200Headers the declared response headers of an HTTP 200 response for HookWazuh
+type HookWazuhResult200Headers struct {
+	IdempotencyReplayed string
+	Location            string
+}
+
+// HookWazuhResult201Headers the declared response headers of an HTTP 201 response for HookWazuh
+type HookWazuhResult201Headers struct {
+	Location string
+}
+
+// HookWazuhResultDefaultHeaders the declared response headers of an HTTP default response for HookWazuh
+type HookWazuhResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type HookWazuhResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *HookDecision
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *HookDecision
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *HookWazuhResult200Headers
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *HookWazuhResult201Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *HookWazuhResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r HookWazuhResult) GetJSON200() *HookDecision {
+	return r.JSON200
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r HookWazuhResult) GetJSON201() *HookDecision {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r HookWazuhResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r HookWazuhResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r HookWazuhResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r HookWazuhResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r HookWazuhResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetOpenAPIResultDefaultHeaders the declared response headers of an HTTP default response for GetOpenAPI
 type GetOpenAPIResultDefaultHeaders struct {
 	RetryAfter int
@@ -5815,6 +6193,48 @@ func (c *ClientWithResponses) HoldAllWithResponse(ctx context.Context, body Hold
 		return nil, err
 	}
 	return ParseHoldAllResult(rsp)
+}
+
+// HookWazuhWithBodyWithResponse Take an alert of Wazuh as it is, and block its source
+//
+// For Wazuh's own webhooks: the body is one alert of Wazuh 4 (as in alerts.json and from integratord) or 5, alone, in an active response's
+// message (`parameters.alert`), or as the indexer stores it (`_source`). It may have 256 KiB and any further fields.
+//
+// The source is taken from where Wazuh's decoders put it. An alert asks for no block when it has none, when that is no address, is exempt or
+// lies in `hooks.wazuh.internal`, when the event goes out from one's own side, or when `hooks.wazuh` leaves its level or rule out: the answer
+// names the reason. Else the request goes the way of `POST /api/v1/blocks`, with the rule's description as its reason and with the alert's time,
+// id and rule as evidence; `hooks.agents` says which firewalls the alert's agent means. The same alert again changes nothing.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
+func (c *ClientWithResponses) HookWazuhWithBodyWithResponse(ctx context.Context, params *HookWazuhParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HookWazuhResult, error) {
+	rsp, err := c.HookWazuhWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHookWazuhResult(rsp)
+}
+
+// HookWazuhWithResponse Take an alert of Wazuh as it is, and block its source
+//
+// For Wazuh's own webhooks: the body is one alert of Wazuh 4 (as in alerts.json and from integratord) or 5, alone, in an active response's
+// message (`parameters.alert`), or as the indexer stores it (`_source`). It may have 256 KiB and any further fields.
+//
+// The source is taken from where Wazuh's decoders put it. An alert asks for no block when it has none, when that is no address, is exempt or
+// lies in `hooks.wazuh.internal`, when the event goes out from one's own side, or when `hooks.wazuh` leaves its level or rule out: the answer
+// names the reason. Else the request goes the way of `POST /api/v1/blocks`, with the rule's description as its reason and with the alert's time,
+// id and rule as evidence; `hooks.agents` says which firewalls the alert's agent means. The same alert again changes nothing.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
+func (c *ClientWithResponses) HookWazuhWithResponse(ctx context.Context, params *HookWazuhParams, body HookWazuhJSONRequestBody, reqEditors ...RequestEditorFn) (*HookWazuhResult, error) {
+	rsp, err := c.HookWazuh(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHookWazuhResult(rsp)
 }
 
 // GetOpenAPIWithResponse This document
@@ -6969,6 +7389,86 @@ func ParseHoldAllResult(rsp *http.Response) (*HoldAllResult, error) {
 	switch {
 	case true:
 		var headers HoldAllResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseHookWazuhResult parses an HTTP response from a HookWazuhWithResponse call
+func ParseHookWazuhResult(rsp *http.Response) (*HookWazuhResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &HookWazuhResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest HookDecision
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest HookDecision
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers HookWazuhResult200Headers
+		if values := rsp.Header.Values("Idempotency-Replayed"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Idempotency-Replayed", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.IdempotencyReplayed = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 201:
+		var headers HookWazuhResult201Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	case true:
+		var headers HookWazuhResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/parry/parry/internal/config"
+	"github.com/parry/parry/internal/hooks"
 	"github.com/parry/parry/internal/httpapi"
 	"github.com/parry/parry/internal/notify/mail"
 	"github.com/parry/parry/internal/parry"
@@ -56,6 +57,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 			return nil // not known yet: the firewall rejects what it cannot do
 		},
 		Agent:    func(name string) (parry.Selector, bool) { return a.config().Hooks.AgentSelector(name) },
+		Wazuh:    func() hooks.Settings { return a.config().Hooks.Wazuh.Settings() },
 		Phase:    func(name string) string { return string(a.reconciler.LaneState(name)) },
 		RunFiles: runFiles{cfg.StateDir},
 		Checks:   a.checks(),

@@ -3,9 +3,11 @@ package config
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
+	"github.com/parry/parry/internal/hooks"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -29,6 +31,23 @@ const maxAgentName = 128 // as in a block request
 func (h *Hooks) AgentSelector(agent string) (parry.Selector, bool) {
 	names, ok := h.Agents[agent]
 	return parry.ParseSelector(names...), ok
+}
+
+// Settings are the hook's, for package hooks.
+func (w *WazuhHook) Settings() hooks.Settings {
+	s := hooks.Settings{MinLevel: w.MinLevel, Rules: make(map[string]time.Duration, len(w.Rules))}
+	for rule, ttl := range w.Rules {
+		s.Rules[rule] = ttl.D()
+	}
+	s.Internal = func(a netip.Addr) string {
+		for _, p := range w.Internal {
+			if p.Contains(a) {
+				return fmt.Sprintf("%s lies in %s, which is our own side (hooks.wazuh.internal)", a, p)
+			}
+		}
+		return ""
+	}
+	return s
 }
 
 // hooks holds the agents' selectors against the fleet.

@@ -50,13 +50,15 @@ func (p *problems) err() error {
 	return &parry.Error{Kind: parry.KindInvalid, Detail: "the request is not valid", Fields: *p}
 }
 
-// readBody reads a JSON body within the limit. An absent one is nil.
-func readBody(c *gin.Context) ([]byte, error) {
-	tooLarge := parry.Errorf(kindTooLarge, "the body may have %d bytes at most", maxBody)
-	if c.Request.ContentLength > maxBody {
+// readBody reads a JSON body within maxBody. An absent one is nil.
+func readBody(c *gin.Context) ([]byte, error) { return readBodyUpTo(c, maxBody) }
+
+func readBodyUpTo(c *gin.Context, limit int64) ([]byte, error) {
+	tooLarge := parry.Errorf(kindTooLarge, "the body may have %d bytes at most", limit)
+	if c.Request.ContentLength > limit {
 		return nil, tooLarge
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, limit))
 	if tooMany := (*http.MaxBytesError)(nil); errors.As(err, &tooMany) {
 		return nil, tooLarge
 	} else if err != nil {

@@ -175,6 +175,7 @@ type metrics struct {
 	requests  *prometheus.CounterVec
 	durations *prometheus.HistogramVec
 	denied    *prometheus.CounterVec
+	alerts    *prometheus.CounterVec
 }
 
 func newMetrics(r *prometheus.Registry, s *Server) (*metrics, error) {
@@ -190,9 +191,12 @@ func newMetrics(r *prometheus.Registry, s *Server) (*metrics, error) {
 			Name: "parry_http_denied_total", Help: "Requests without a valid token, or without the right.",
 		}, []string{"reason"}),
 	}
+	m.alerts = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "parry_hook_alerts_total", Help: "Alerts that SIEMs sent by themselves, by whether they became a block or why not.",
+	}, []string{"hook", "outcome"})
 	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "parry_http_waiting_requests", Help: "Requests that wait for a proof."},
 		func() float64 { return float64(s.waiters.Load()) })
-	for _, c := range []prometheus.Collector{m.requests, m.durations, m.denied, waiting} {
+	for _, c := range []prometheus.Collector{m.requests, m.durations, m.denied, m.alerts, waiting} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

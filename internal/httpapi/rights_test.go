@@ -29,6 +29,8 @@ var routes = map[string][]parry.Role{
 	"DELETE /api/v1/blocks/:id":       atLeast(parry.RoleOperator),
 	"GET /api/v1/explain":             atLeast(parry.RoleReader),
 
+	"POST /api/v1/hooks/wazuh": {parry.RoleTrigger, parry.RoleOperator, parry.RoleApprover, parry.RoleAdmin},
+
 	"GET /api/v1/firewalls":                atLeast(parry.RoleReader),
 	"GET /api/v1/firewalls/:name":          atLeast(parry.RoleReader),
 	"PUT /api/v1/firewalls/:name/hold":     atLeast(parry.RoleOperator),

@@ -74,6 +74,9 @@ type ServerInterface interface {
 	// HoldAll Stop applying to every firewall while accepting goes on
 	// (PUT /api/v1/hold)
 	HoldAll(c *gin.Context)
+	// HookWazuh Take an alert of Wazuh as it is, and block its source
+	// (POST /api/v1/hooks/wazuh)
+	HookWazuh(c *gin.Context, params HookWazuhParams)
 	// GetOpenAPI This document
 	// (GET /api/v1/openapi.json)
 	GetOpenAPI(c *gin.Context)
@@ -693,6 +696,33 @@ func (siw *ServerInterfaceWrapper) HoldAll(c *gin.Context) {
 	siw.Handler.HoldAll(c)
 }
 
+// HookWazuh operation middleware
+func (siw *ServerInterfaceWrapper) HookWazuh(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params HookWazuhParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.HookWazuh(c, params)
+}
+
 // GetOpenAPI operation middleware
 func (siw *ServerInterfaceWrapper) GetOpenAPI(c *gin.Context) {
 
@@ -995,6 +1025,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.POST(options.BaseURL+"/api/v1/firewalls/:name/verify", wrapper.VerifyFirewall)
 	router.DELETE(options.BaseURL+"/api/v1/hold", wrapper.ReleaseAll)
 	router.PUT(options.BaseURL+"/api/v1/hold", wrapper.HoldAll)
+	router.POST(options.BaseURL+"/api/v1/hooks/wazuh", wrapper.HookWazuh)
 	router.GET(options.BaseURL+"/api/v1/openapi.json", wrapper.GetOpenAPI)
 	router.GET(options.BaseURL+"/api/v1/runs", wrapper.ListRuns)
 	router.GET(options.BaseURL+"/api/v1/runs/:id", wrapper.GetRun)

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/parry/parry/internal/auth"
+	"github.com/parry/parry/internal/hooks"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/policy"
 )
@@ -82,6 +83,7 @@ type Options struct {
 	Settings func() Settings                               // nil: the zero Settings
 	Express  func(fw *parry.Firewall, m parry.Match) error // why a firewall's bundle cannot express a match; nil: all can
 	Agent    func(name string) (parry.Selector, bool)      // what a SIEM's agent, by its name or id, stands for; nil: none is listed
+	Wazuh    func() hooks.Settings                         // which alerts become blocks, beside the policy; nil: all
 	Phase    func(firewall string) string                  // what the lane does on this replica; nil: not told
 	RunFiles RunFiles                                      // nil: none
 	Checks   []Check                                       // beside the database's and the firewalls'
@@ -124,6 +126,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.Settings == nil {
 		o.Settings = func() Settings { return Settings{} }
+	}
+	if o.Wazuh == nil {
+		o.Wazuh = func() hooks.Settings { return hooks.Settings{} }
 	}
 	if o.Now == nil {
 		o.Now = time.Now
