@@ -232,7 +232,7 @@ func (r *rig) attempts() int {
 func (r *rig) command(args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(context.Background(), r.shell, append([]string{r.script}, args...)...)
 	cmd.Dir = "/"
-	cmd.Env = append([]string{"PARRY_OSSIM_CONF=" + r.conf}, r.env...)
+	cmd.Env = append([]string{"PARRY_CONF=" + r.conf}, r.env...)
 	return cmd
 }
 
