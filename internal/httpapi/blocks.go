@@ -452,7 +452,7 @@ func (s *Server) DeleteBlock(c *gin.Context, id api.BlockID, params api.DeleteBl
 		return
 	}
 	defer w.end()
-	b, covering, err := s.o.Store.EndBlock(ctx, b.ID, principal(c).Token.Name)
+	b, covering, err := s.o.Store.EndBlock(ctx, b.ID, parry.Lift{By: principal(c).Token.Name, Grace: parry.KeepGrace})
 	if err != nil {
 		s.fail(c, err)
 		return

@@ -30,7 +30,7 @@ type Store interface {
 	Blocks(ctx context.Context, f parry.BlockFilter) (parry.Page[parry.Block], error)
 	Requests(ctx context.Context, id parry.BlockID, cursor string, limit int) (parry.Page[parry.Request], error)
 	SetExpiry(ctx context.Context, id parry.BlockID, expires time.Time, by string) (parry.Block, error)
-	EndBlock(ctx context.Context, id parry.BlockID, by string) (b parry.Block, covered []parry.Block, err error)
+	EndBlock(ctx context.Context, id parry.BlockID, l parry.Lift) (b parry.Block, covered []parry.Block, err error)
 	Rejects(ctx context.Context, ids []parry.BlockID) ([]parry.Reject, error)
 	FirewallRejects(ctx context.Context, firewall string) ([]parry.Reject, error)
 	Firewalls(ctx context.Context) ([]parry.FirewallState, error)

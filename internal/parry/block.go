@@ -117,6 +117,8 @@ type Block struct {
 	Origin    string    // of the newest request: inert text
 	CreatedBy string    // token name of the first request
 	Widened   string    // what admission dropped to stay within max_rules ("destination 198.51.100.7 port 22/tcp"), else empty
+	Offence   int       // which offence of its source it is, from 1; 0: not counted
+	Promoted  int       // so many sources of the prefix made it; 0: asked for as it is
 }
 
 // Live tells whether the block still stands.
@@ -137,6 +139,7 @@ type Request struct {
 	AlertID    string
 	RuleID     string
 	Reason     string
+	Source     netip.Prefix // the address that was asked for, where the block is of a prefix that it was promoted to; else zero
 }
 
 // Admission is a request that passed authentication, validation and policy, with what the store must still hold it to in its transaction.
@@ -152,6 +155,11 @@ type Admission struct {
 	WidenBeyond bool // beyond MaxRules, widen to source-only instead of refusing
 	Idempotency *Idempotency
 	Lists       []ListAsk // entries to be put in the same transaction, if the block is accepted
+
+	Ladder    *Ladder    // counts the source's offences; nil: it is off
+	LadderTTL bool       // the rung is the least lifetime; else the request's own TTL stands
+	EndsGrace bool       // an operator's word, which ends a grace of the source; anyone else's is refused meanwhile
+	Promote   *Promotion // nil: the request is for its source, come what may
 }
 
 // Idempotency is the key of a repeatable request. Scope is token, method and path; a hit with another Hash is refused.
@@ -168,6 +176,8 @@ type Admitted struct {
 	Created  bool     // a new block rather than a refresh; false for a repeat by Idempotency-Key of a create too
 	Replayed bool     // the idempotency key had been seen: nothing was changed
 	Unlisted []string // of Admission.Lists, those that took nothing, because they are full or gone: the block stands all the same
+
+	NotPromoted string // why the block is of the address alone although so many of its prefix were asked for; else empty
 }
 
 // BlockFilter narrows a listing; zero fields do not.

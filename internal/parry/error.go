@@ -27,6 +27,9 @@ type FieldError struct {
 	Detail  string `json:"detail"`  // what is wrong and what to write instead
 }
 
+// ErrGrace is the cause of a refusal because of a grace.
+var ErrGrace = errors.New("grace")
+
 // Error is an error whose text may be shown to the caller. Err, its cause, may not.
 type Error struct {
 	Kind       Kind

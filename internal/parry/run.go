@@ -138,11 +138,12 @@ type Retention struct {
 	RunCount    int // the newest of each firewall stay within Runs, at most so many
 	Idempotency time.Duration
 	Outbox      time.Duration // delivered ones
+	Offences    time.Duration // of offenders without a block or grace for so long
 }
 
 // Pruned counts what Prune took out.
 type Pruned struct {
-	Blocks, Runs, Keys, Notifications, ListEntries int64
+	Blocks, Runs, Keys, Notifications, ListEntries, Offenders int64
 }
 
 // Counts is a cheap picture for metrics and readiness.

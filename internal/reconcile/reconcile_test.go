@@ -25,7 +25,7 @@ func TestReconcile_aBlockBecomesEnforcedAndIsLiftedAgain(t *testing.T) {
 		if d := cmp.Diff([]string{"203.0.113.7 - - - wan"}, w.firewall("fw-a").holds()); d != "" {
 			t.Errorf("the firewall holds (-want +got)\n%s", d)
 		}
-		_, _, err := w.store.EndBlock(w.ctx, id, "anna")
+		_, _, err := w.store.EndBlock(w.ctx, id, parry.Lift{By: "anna", Grace: parry.KeepGrace})
 		w.must(err)
 		w.becomes(id, "fw-a", parry.StateLifted)
 		if got := w.firewall("fw-a").holds(); len(got) != 0 {
@@ -310,7 +310,7 @@ func TestReconcile_afterARestartPendingChangesAreAppliedAtOnce(t *testing.T) {
 		w.becomes(b, "fw-a", parry.StateEnforced)
 		w.idle("fw-a")
 		w.stop()
-		_, _, err := w.store.EndBlock(w.ctx, a, "anna") // while no controller ran: the view never saw it
+		_, _, err := w.store.EndBlock(w.ctx, a, parry.Lift{By: "anna", Grace: parry.KeepGrace}) // while no controller ran: the view never saw it
 		w.must(err)
 		n := len(w.runs("fw-a"))
 		w.build(func(o *Options) { o.Registerer = nil })
@@ -462,7 +462,7 @@ func TestReconcile_removingManyByAWordNeedsNoApproval(t *testing.T) {
 		}
 		w.becomes(ids[59], "fw-a", parry.StateEnforced)
 		for _, id := range ids {
-			_, _, err := w.store.EndBlock(w.ctx, id, "anna")
+			_, _, err := w.store.EndBlock(w.ctx, id, parry.Lift{By: "anna", Grace: parry.KeepGrace})
 			w.must(err)
 		}
 		w.becomes(ids[59], "fw-a", parry.StateLifted)
@@ -512,7 +512,7 @@ func TestReconcile_oneBadEntryDoesNotFreezeTheOthers(t *testing.T) {
 		if r := got[1].Report; r.RejectsN != 1 || !strings.Contains(r.Rejects[0], string(gre)+" 203.0.113.9 → any/gre: inexpressible") {
 			t.Errorf("second report %+v", r)
 		}
-		_, _, err := w.store.EndBlock(w.ctx, bad, "anna")
+		_, _, err := w.store.EndBlock(w.ctx, bad, parry.Lift{By: "anna", Grace: parry.KeepGrace})
 		w.must(err)
 		w.becomes(bad, "fw-a", parry.StateLifted)
 	})

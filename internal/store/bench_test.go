@@ -54,6 +54,7 @@ func distinct(n int64) parry.Admission {
 		},
 		Key:        parry.Key{Match: parry.Match{Source: netip.PrefixFrom(netip.AddrFrom4(ip), 32)}, Selector: parry.SelectDefault},
 		MaxExpires: now.Add(24 * time.Hour), MaxBlocks: 10_000_000, MaxRules: 200, RuleScope: []parry.Selector{parry.SelectDefault, parry.SelectAll},
+		Ladder: &parry.Ladder{Rungs: []time.Duration{time.Hour, 24 * time.Hour}, Window: 720 * time.Hour, Decay: 168 * time.Hour}, LadderTTL: true,
 	}
 }
 

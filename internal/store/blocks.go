@@ -12,7 +12,7 @@ import (
 	"github.com/parry/parry/internal/parry"
 )
 
-const blockColumns = `id, key, rev, end_rev, end_reason, ended_by, ended_at, created_at, expires_at, count, last_at, reason, origin, created_by, widened`
+const blockColumns = `id, key, rev, end_rev, end_reason, ended_by, ended_at, created_at, expires_at, count, last_at, reason, origin, created_by, widened, offence, promoted`
 
 // scanBlock reads blockColumns.
 func scanBlock(r *sql.Rows) (*block, error) {
@@ -20,7 +20,7 @@ func scanBlock(r *sql.Rows) (*block, error) {
 	var key, reason, origin sql.RawBytes
 	var ended, created, expires, last int64
 	err := r.Scan(&b.ID, &key, &b.Rev, &b.EndRev, &b.EndReason, &b.EndedBy, &ended, &created, &expires, &b.Count, &last, &reason, &origin,
-		&b.CreatedBy, &b.Widened)
+		&b.CreatedBy, &b.Widened, &b.Offence, &b.Promoted)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func (s *Store) Requests(ctx context.Context, id parry.BlockID, cur string, limi
 	}
 	limit = pageLimit(limit)
 	p.Items, err = collect(ctx, s.reads, `SELECT block_id, n, id, received_at, event_time, ttl, token_id, token_name, remote, origin, alert_id,
-		rule_id, reason FROM requests WHERE block_id = $1 AND n < $2 ORDER BY n DESC LIMIT $3`, []any{string(id), before, limit + 1}, scanRequest)
+		rule_id, reason, source FROM requests WHERE block_id = $1 AND n < $2 ORDER BY n DESC LIMIT $3`, []any{string(id), before, limit + 1}, scanRequest)
 	if err != nil {
 		return p, s.wrap(err, "list the requests of block "+string(id))
 	}
@@ -202,16 +202,21 @@ func (s *Store) Requests(ctx context.Context, id parry.BlockID, cur string, limi
 
 func scanRequest(r *sql.Rows) (q parry.Request, err error) {
 	var received, event, ttl int64
-	var remote string
+	var remote, source string
 	var origin, alert, rule, reason sql.RawBytes
-	err = r.Scan(&q.BlockID, &q.N, &q.ID, &received, &event, &ttl, &q.TokenID, &q.TokenName, &remote, &origin, &alert, &rule, &reason)
+	err = r.Scan(&q.BlockID, &q.N, &q.ID, &received, &event, &ttl, &q.TokenID, &q.TokenName, &remote, &origin, &alert, &rule, &reason, &source)
 	if err != nil {
 		return q, err
 	}
 	q.ReceivedAt, q.EventTime, q.TTL = fromMicros(received), fromMicros(event), time.Duration(ttl)*time.Microsecond
 	q.Origin, q.AlertID, q.RuleID, q.Reason = string(origin), string(alert), string(rule), string(reason)
 	if remote != "" {
-		q.RemoteAddr, err = netip.ParseAddr(remote)
+		if q.RemoteAddr, err = netip.ParseAddr(remote); err != nil {
+			return q, err
+		}
+	}
+	if source != "" {
+		q.Source, err = parsePrefix(source)
 	}
 	return q, err
 }

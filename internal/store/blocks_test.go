@@ -43,7 +43,7 @@ func endBlockTellsWhatStillCovers(e *env) {
 	e.put(e.ask("203.0.113.8"))
 	due := e.put(e.askFor(at("203.0.112.0/20"), time.Minute)).Block
 	e.clock.Advance(2 * time.Minute)
-	b, covered, err := e.EndBlock(e.Context(), one.ID, "anna")
+	b, covered, err := e.EndBlock(e.Context(), one.ID, lifted("anna"))
 	e.ok(err)
 	same(e, "reason", b.EndReason, parry.EndDeleted)
 	same(e, "by", b.EndedBy, "anna")
@@ -57,11 +57,11 @@ func endBlockTellsWhatStillCovers(e *env) {
 	if d := cmp.Diff(b, e.block(one.ID), byAddr); d != "" {
 		e.Fatal(d)
 	}
-	again, covered, err := e.EndBlock(e.Context(), one.ID, "bob")
+	again, covered, err := e.EndBlock(e.Context(), one.ID, lifted("bob"))
 	e.ok(err)
 	same(e, "still by", again.EndedBy, "anna")
 	same(e, "covered", len(covered), 2)
-	_, _, err = e.EndBlock(e.Context(), "b-none", "anna")
+	_, _, err = e.EndBlock(e.Context(), "b-none", lifted("anna"))
 	e.wantKind(err, parry.KindNotFound)
 }
 
@@ -155,7 +155,7 @@ func blocksFilterAndPage(e *env) {
 	net20 := add("203.0.112.0/20", func(a *parry.Admission) { a.Request.TTL = time.Minute })
 	six := add("2001:db8::/48", nil)
 	six1 := add("2001:db8::1", nil)
-	_, _, err := e.EndBlock(e.Context(), edge, "anna")
+	_, _, err := e.EndBlock(e.Context(), edge, lifted("anna"))
 	e.ok(err)
 	yes, no := true, false
 	pfx := netip.MustParsePrefix
@@ -205,7 +205,7 @@ func changesGiveWhatWasWritten(e *env) {
 	a := e.put(e.ask("203.0.113.1")).Block
 	b := e.put(e.ask("203.0.113.2")).Block
 	c := e.put(e.ask("203.0.113.3")).Block
-	_, _, err := e.EndBlock(e.Context(), a.ID, "anna")
+	_, _, err := e.EndBlock(e.Context(), a.ID, lifted("anna"))
 	e.ok(err)
 	read := func(since parry.Revision) (parry.Revision, []parry.BlockID) {
 		ch, err := e.Changes(e.Context(), since)

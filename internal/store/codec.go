@@ -130,6 +130,18 @@ func sourceKey(p netip.Prefix) []byte {
 	return append(b, byte(p.Bits()))
 }
 
+// parseSource reads what sourceKey wrote.
+func parseSource(b []byte) (netip.Prefix, error) {
+	if len(b) < 2 {
+		return netip.Prefix{}, fmt.Errorf("stored source %x is malformed", b)
+	}
+	a, ok := netip.AddrFromSlice(b[1 : len(b)-1])
+	if p := netip.PrefixFrom(a, int(b[len(b)-1])); ok && p.IsValid() {
+		return p, nil
+	}
+	return netip.Prefix{}, fmt.Errorf("stored source %x is malformed", b)
+}
+
 // sourceEnd is the greatest key of anything within the prefix.
 func sourceEnd(p netip.Prefix) []byte {
 	b := sourceKey(p)

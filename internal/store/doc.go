@@ -25,15 +25,18 @@
 // The order of decisions is fixed, and requests of one batch are decided in the order in which they queued:
 //
 //  1. The idempotency key: seen with this body's hash, the first answer again; seen with another, refused.
-//  2. A live block of the key that is due is ended as expired.
-//  3. A request past its time (event + TTL is not after now), or not newer than an operator's delete of the key, is evidence only. It is
+//  2. A grace of the source, or of a prefix that holds it: refused, but for an operator, whose request ends it.
+//  3. A live block of the key that is due is ended as expired.
+//  4. A request past its time (event + TTL is not after now), or not newer than an operator's delete of the key, is evidence only. It is
 //     counted on the live block without extending it, else on the key's newest ended block, else on a block that is born ended.
-//  4. A live block of the key is refreshed: its end moves out to event + TTL within the cap, never in; without end stays without end.
-//  5. MaxRules: a rule (family, destination, protocol, port, interface) that is not in use in scope and would be one too many is refused, or
-//     widened to its source, and 2 to 4 are decided again for that key. A rule is in use while a live block needs it and 24 hours after, because
+//  5. A live block of the key is refreshed: its end moves out to event + TTL (or its rung's least) within the cap, never in; without end
+//     stays without end.
+//  6. Promotion: with enough sources of the prefix, that becomes the block's source, and 3 to 5 are decided again for that key.
+//  7. MaxRules: a rule (family, destination, protocol, port, interface) that is not in use in scope and would be one too many is refused, or
+//     widened to its source, and 3 to 5 are decided again for that key. A rule is in use while a live block needs it and 24 hours after, because
 //     it stays on the firewall for so long. The source-only rule is counted and never refused: it is what everything else falls back to.
-//  6. MaxBlocks, against the live blocks at this point of the batch.
-//  7. A new block.
+//  8. MaxBlocks, against the live blocks at this point of the batch.
+//  9. A new block. If none of the offender's stands, it is an offence: counted, and its rung is the least lifetime.
 //
 // Entries that come with a request for active lists are put in its transaction, after all this; a list that has no room for them costs no block.
 //

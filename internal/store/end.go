@@ -27,6 +27,7 @@ func (t *tx) block(id parry.BlockID) (b *block, err error) {
 
 // end ends those of the blocks that live, and gives their ids.
 func (t *tx) end(ids []any, why parry.EndReason, by string) (ended []parry.BlockID, err error) {
+	var early []netip.Prefix
 	for _, part := range chunks(ids, 1, 64) {
 		q := `UPDATE blocks SET end_rev = $1, changed_rev = $1, end_reason = $2, ended_by = $3, ended_at = $4
 			WHERE end_rev = 0 AND id IN (` + placeholders(5, len(part)) + `) RETURNING ` + blockColumns
@@ -39,10 +40,16 @@ func (t *tx) end(ids []any, why parry.EndReason, by string) (ended []parry.Block
 			t.rule(&b.Key, -1)
 			t.event(parry.NotifyEnded, &b.Block, nil)
 			ended = append(ended, b.ID)
+			if why != parry.EndExpired {
+				early = append(early, b.Source)
+			}
 			return nil
 		}); err != nil {
 			return ended, err
 		}
+	}
+	if err := t.askAgain(early); err != nil {
+		return ended, err
 	}
 	if len(ended) > 0 {
 		t.live -= int64(len(ended))
@@ -78,6 +85,9 @@ func (s *Store) SetExpiry(ctx context.Context, id parry.BlockID, expires time.Ti
 		case !expires.IsZero() && !expires.After(t.now):
 			return parry.Invalid("/expires_at", "%s is not in the future; to end the block now, delete it", expires.UTC().Format(time.RFC3339))
 		}
+		if err := t.askAgain([]netip.Prefix{b.Source}); err != nil {
+			return err
+		}
 		b.ExpiresAt = round(expires)
 		out = b.Block
 		t.wakes |= wakeDesired
@@ -89,8 +99,9 @@ func (s *Store) SetExpiry(ctx context.Context, id parry.BlockID, expires time.Ti
 	return out, err
 }
 
-// EndBlock ends a block by an operator's word, and tells which other live blocks still cover its source. One that has ended stays as it is.
-func (s *Store) EndBlock(ctx context.Context, id parry.BlockID, by string) (out parry.Block, covered []parry.Block, err error) {
+// EndBlock ends a block by an operator's word, and tells which other live blocks still cover its source. One that has ended stays as it is; what
+// the word says of the source's offences and grace holds all the same.
+func (s *Store) EndBlock(ctx context.Context, id parry.BlockID, l parry.Lift) (out parry.Block, covered []parry.Block, err error) {
 	err = s.write(ctx, "end block "+string(id), func(t *tx) error {
 		b, err := t.block(id)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -100,10 +111,13 @@ func (s *Store) EndBlock(ctx context.Context, id parry.BlockID, by string) (out 
 			return err
 		}
 		if b.Live() {
-			if _, err := t.end([]any{string(id)}, parry.EndDeleted, by); err != nil {
+			if _, err := t.end([]any{string(id)}, parry.EndDeleted, l.By); err != nil {
 				return err
 			}
-			b.EndRev, b.EndReason, b.EndedBy, b.EndedAt = t.rev, parry.EndDeleted, by, round(t.now)
+			b.EndRev, b.EndReason, b.EndedBy, b.EndedAt = t.rev, parry.EndDeleted, l.By, round(t.now)
+		}
+		if err := t.lift(b.Source, l); err != nil {
+			return err
 		}
 		out, covered = b.Block, nil
 		return t.queryIn(`SELECT `+blockColumns+` FROM blocks WHERE end_rev = 0 AND source IN (%s)`, parents(b.Source), func(r *sql.Rows) error {

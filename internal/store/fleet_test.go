@@ -342,7 +342,7 @@ func pruneKeepsWhatIsNeeded(e *env) {
 	e.sync("fw1@a")
 	l := e.lane("fw1")
 	old := e.put(e.keyed(e.ask("203.0.113.1"), "k1", "b")).Block
-	_, _, err := e.EndBlock(e.Context(), old.ID, "anna")
+	_, _, err := e.EndBlock(e.Context(), old.ID, lifted("anna"))
 	e.ok(err)
 	live := e.put(e.askFor(at("203.0.113.2"), 1000*time.Hour)).Block
 	r1 := e.run(l)

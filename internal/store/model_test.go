@@ -189,7 +189,7 @@ var events = map[string]func(*world){
 	"delete": func(w *world) {
 		if id, b := w.liveBlock(w.sources[0]); b != nil {
 			w.clock.Advance(time.Second)
-			_, _, err := w.EndBlock(w.Context(), id, "anna")
+			_, _, err := w.EndBlock(w.Context(), id, lifted("anna"))
 			w.ok(err)
 			b.live = false
 		}

@@ -35,10 +35,51 @@ func (s *Store) Prune(ctx context.Context, keep parry.Retention) (p parry.Pruned
 			return p, err
 		}
 	}
+	if keep.Offences > 0 {
+		if p.Offenders, err = s.pruneOffenders(ctx, now.Add(-keep.Offences)); err != nil {
+			return p, err
+		}
+	}
 	if p.ListEntries, err = s.sweepLists(ctx, now); err != nil {
 		return p, err
 	}
 	return p, s.pruneSmall(ctx, now)
+}
+
+// pruneOffenders forgets those that have had no block and no grace since.
+func (s *Store) pruneOffenders(ctx context.Context, since time.Time) (total int64, err error) {
+	for after := []byte{}; ; {
+		var old []*offender
+		var gone []any
+		err := s.write(ctx, "prune offenders", func(t *tx) error {
+			old, gone = nil, nil
+			if err := t.query(`SELECT `+offenceColumns+` FROM offences WHERE source > $1 AND last_at <= $2 AND until <= $2 AND grace_until <= $2
+				ORDER BY source LIMIT $3`, []any{after, micros(since), int64(endBatch)}, func(r *sql.Rows) error {
+				o, err := scanOffender(r)
+				old = append(old, o)
+				return err
+			}); err != nil {
+				return err
+			}
+			for _, o := range old {
+				var end int64
+				if err := t.row(lastEnd, ownBlocks(o.Source), &end); err != nil {
+					return err
+				}
+				if end <= micros(since) {
+					gone = append(gone, sourceKey(o.Source))
+				}
+			}
+			return t.queryIn(`DELETE FROM offences WHERE source IN (%s)`, gone, func(*sql.Rows) error { return nil })
+		})
+		if err != nil {
+			return total, err
+		}
+		if total += int64(len(gone)); len(old) < endBatch {
+			return total, nil
+		}
+		after = sourceKey(old[len(old)-1].Source)
+	}
 }
 
 // pruneRows finds rows with find, whose last parameter is the batch's size, and takes them out with each statement of del, until there are none.
@@ -128,6 +169,9 @@ func (s *Store) pruneRuns(ctx context.Context, now time.Time, keep parry.Retenti
 func (s *Store) pruneSmall(ctx context.Context, now time.Time) error {
 	return s.write(ctx, "prune rules and exemptions", func(t *tx) error {
 		if err := t.exec(`DELETE FROM rules WHERE live <= 0 AND gone_at < $1`, micros(now.Add(-ruleStays))); err != nil {
+			return err
+		}
+		if err := t.exec(`UPDATE offences SET grace_until = 0, grace_by = '' WHERE grace_until > 0 AND grace_until <= $1`, micros(now)); err != nil {
 			return err
 		}
 		return t.exec(`DELETE FROM exemptions WHERE expires_at > 0 AND expires_at < $1`, micros(now.AddDate(0, -1, 0)))

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/parry/parry/internal/parry"
@@ -51,7 +52,7 @@ func (s *Store) Put(ctx context.Context, a parry.Admission) (parry.Admitted, err
 func (t *tx) putAll(ops []*op) error {
 	a := &admitter{
 		t: t, live: map[string]*block{}, ended: map[string]*block{}, deleted: map[string]int64{}, byID: map[parry.BlockID]*block{},
-		keys: map[[32]byte]idempotent{},
+		keys: map[[32]byte]idempotent{}, offenders: map[netip.Prefix]*offender{},
 	}
 	if err := a.load(ops); err != nil {
 		return err
@@ -74,7 +75,11 @@ type admitter struct {
 	byID    map[parry.BlockID]*block
 	keys    map[[32]byte]idempotent
 
+	offenders map[netip.Prefix]*offender
+	wide      []*offender // prefixes that have or had grace
+
 	touched  []*block // in order
+	offended []*offender
 	requests []*request
 	newKeys  []any
 	listed   []*put // accepted, with entries for lists
@@ -126,20 +131,38 @@ func widened(k parry.Key) (_ parry.Key, what string, ok bool) {
 	return parry.Key{Match: parry.Match{Source: k.Source, Interface: k.Interface}, Selector: k.Selector}, what, true
 }
 
-// load reads what the batch's keys have met before.
-func (a *admitter) load(ops []*op) error {
-	seen := make(map[string]bool, len(ops))
-	var keys, ids []any
-	want := func(k *parry.Key) {
-		if s := formatKey(k); !seen[s] {
-			seen[s] = true
-			keys = append(keys, s)
+// targets are the keys that the request may come to count on.
+func (p *put) targets() []parry.Key {
+	keys := append(make([]parry.Key, 0, 4), p.Key)
+	if p.Promote != nil {
+		k := p.Key
+		k.Source = p.Promote.Prefix
+		keys = append(keys, k)
+	}
+	if p.MaxRules > 0 && p.WidenBeyond {
+		for _, k := range keys {
+			if w, _, ok := widened(k); ok {
+				keys = append(keys, w)
+			}
 		}
 	}
+	return keys
+}
+
+// load reads what the batch's keys have met before.
+func (a *admitter) load(ops []*op) error {
+	seen, offenders := make(map[string]bool, len(ops)), make(map[netip.Prefix]bool, len(ops))
+	var keys, ids, sources []any
 	for _, o := range ops {
-		want(&o.put.Key)
-		if w, _, ok := widened(o.put.Key); ok && o.put.MaxRules > 0 && o.put.WidenBeyond {
-			want(&w)
+		for _, k := range o.put.targets() {
+			if s := formatKey(&k); !seen[s] {
+				seen[s] = true
+				keys = append(keys, s)
+			}
+			if of := parry.OffenderOf(k.Source); !offenders[of] {
+				offenders[of] = true
+				sources = append(sources, sourceKey(of))
+			}
 		}
 		if o.put.Idempotency != nil {
 			k := idempotencyKey(o.put.Idempotency)
@@ -162,6 +185,9 @@ func (a *admitter) load(ops []*op) error {
 		a.deleted[k] = at
 		return err
 	}); err != nil {
+		return err
+	}
+	if err := a.loadOffenders(sources); err != nil {
 		return err
 	}
 	return a.t.queryIn(`SELECT k, hash, block_id, request_id FROM idempotency WHERE k IN (%s)`, ids, func(r *sql.Rows) error {
@@ -209,35 +235,44 @@ func (a *admitter) admit(p *put) error {
 		return err
 	}
 	a.count(b, p)
+	if p.EndsGrace && b.Live() {
+		a.endGrace(p.Key.Source)
+	}
 	if p.Idempotency != nil {
 		a.keys[ik] = idempotent{hash: p.Idempotency.Hash, block: b.ID, request: p.Request.ID}
 		a.newKeys = append(a.newKeys, ik[:], p.Idempotency.Hash[:], string(b.ID), string(p.Request.ID), micros(a.t.now))
 	}
-	p.res = parry.Admitted{Block: b.Block, Request: p.Request.ID, Created: created}
+	p.res = parry.Admitted{Block: b.Block, Request: p.Request.ID, Created: created, NotPromoted: p.res.NotPromoted}
 	if len(p.Lists) > 0 {
 		a.listed = append(a.listed, p)
 	}
 	return nil
 }
 
-// decide finds or makes the block that the request counts on: steps 2 to 7.
+// decide finds or makes the block that the request counts on: steps 2 to 9.
 func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 	t := a.t
+	if o := a.grace(p.Key.Source); o != nil && !p.EndsGrace {
+		return nil, false, refuseInGrace(p.Key.Source, o)
+	}
 	event := p.Request.EventTime
 	if event.IsZero() {
 		event = p.Request.ReceivedAt
 	}
-	var until time.Time
-	if !p.NoEnd {
-		until = event.Add(p.Request.TTL)
+	end := func(ttl time.Duration) time.Time {
+		if p.NoEnd {
+			return time.Time{}
+		}
+		until := event.Add(ttl)
 		if !p.MaxExpires.IsZero() && until.After(p.MaxExpires) {
 			until = p.MaxExpires
 		}
-		until = round(until)
+		return round(until)
 	}
-	key, note := p.Key, ""
-	for {
-		k := formatKey(&key)
+	until := end(p.Request.TTL)
+	to := block{Block: parry.Block{Key: p.Key}}
+	for promoted := false; ; {
+		k := formatKey(&to.Key)
 		b = a.live[k]
 		if b != nil && !b.ExpiresAt.IsZero() && !b.ExpiresAt.After(t.now) {
 			a.end(b, parry.EndExpired)
@@ -249,13 +284,17 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 		case b != nil && late:
 			return b, false, nil
 		case late:
-			if b, err = a.newestEnded(k, key); b != nil || err != nil {
+			if b, err = a.newestEnded(k, to.Key); b != nil || err != nil {
 				return b, false, err
 			}
-			b = a.create(p, k, key, until, note)
+			to.ExpiresAt = until
+			b = a.create(p, k, &to)
 			a.end(b, parry.EndExpired)
 			return b, true, nil
 		case b != nil:
+			if p.Ladder != nil && p.LadderTTL && b.Offence > 0 {
+				until = end(max(p.Request.TTL, p.Ladder.Least(a.offender(b.Source).Rung)))
+			}
 			if p.NoEnd {
 				b.ExpiresAt = time.Time{}
 			} else if !b.ExpiresAt.IsZero() && until.After(b.ExpiresAt) {
@@ -263,30 +302,53 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 			}
 			return b, false, nil
 		}
-		if fits, err := t.ruleFits(p, &key.Match); err != nil {
+		if p.Promote != nil && !promoted {
+			promoted = true
+			k, n, why, err := a.promoted(p, event)
+			if err != nil {
+				return nil, false, err
+			}
+			if p.res.NotPromoted = why; n > 0 {
+				to.Key, to.Promoted = k, n
+				continue
+			}
+		}
+		if fits, err := t.ruleFits(p, &to.Match); err != nil {
 			return nil, false, err
 		} else if fits {
 			break
 		}
-		w, what, ok := widened(key)
+		w, what, ok := widened(to.Key)
 		if !ok || !p.WidenBeyond {
 			return nil, false, parry.Errorf(parry.KindRefused,
 				"the firewalls in scope would need more than %d distinct rules (destination, protocol, port, interface); ask for the source alone, or raise the firewall's max_rules",
 				p.MaxRules)
 		}
-		key, note = w, what
+		to.Key, to.Widened = w, what
 	}
 	if p.MaxBlocks > 0 && t.live >= p.MaxBlocks {
 		return nil, false, parry.Errorf(parry.KindRefused, "there are %d live blocks and no more than %d may be; lift some, or raise blocks.max_blocks",
 			t.live, p.MaxBlocks)
 	}
-	return a.create(p, formatKey(&key), key, until, note), true, nil
+	to.ExpiresAt = until
+	if p.Ladder != nil {
+		o, err := a.offence(p, to.Source)
+		if err != nil {
+			return nil, false, err
+		}
+		if to.Offence = o.Offences; p.LadderTTL {
+			to.ExpiresAt = end(max(p.Request.TTL, p.Ladder.Least(o.Rung)))
+		}
+		o.stand(to.ExpiresAt)
+	}
+	return a.create(p, formatKey(&to.Key), &to), true, nil
 }
 
-func (a *admitter) create(p *put, k string, key parry.Key, until time.Time, widened string) *block {
-	b := &block{key: k, created: true, dirty: true, Block: parry.Block{
-		ID: p.BlockID, Key: key, Rev: a.t.rev, CreatedAt: round(a.t.now), ExpiresAt: until, CreatedBy: p.Request.TokenName, Widened: widened,
-	}}
+// create makes a block from what was decided of it.
+func (a *admitter) create(p *put, k string, to *block) *block {
+	b := to
+	b.key, b.created, b.dirty = k, true, true
+	b.ID, b.Rev, b.CreatedAt, b.CreatedBy = p.BlockID, a.t.rev, round(a.t.now), p.Request.TokenName
 	a.live[k], a.byID[b.ID] = b, b
 	a.touched = append(a.touched, b)
 	a.t.live++
@@ -317,7 +379,10 @@ func (a *admitter) count(b *block, p *put) {
 	b.Count++
 	b.LastAt = round(p.Request.ReceivedAt)
 	b.Reason, b.Origin = p.Request.Reason, p.Request.Origin
-	p.Request.BlockID, p.Request.N = b.ID, b.Count
+	p.Request.BlockID, p.Request.N, p.Request.Source = b.ID, b.Count, netip.Prefix{}
+	if b.Source != p.Key.Source {
+		p.Request.Source = p.Key.Source
+	}
 	a.requests = append(a.requests, &request{&p.Request, slot(b.Count)})
 }
 
@@ -369,11 +434,7 @@ func (a *admitter) newestEnded(k string, key parry.Key) (b *block, err error) {
 
 // committed finds the block of a request that an earlier try has stored.
 func (a *admitter) committed(p *put) (*block, error) {
-	keys := []parry.Key{p.Key}
-	if w, _, ok := widened(p.Key); ok && p.WidenBeyond {
-		keys = append(keys, w)
-	}
-	for _, k := range keys {
+	for _, k := range p.targets() {
 		var id parry.BlockID
 		err := a.t.row(`SELECT b.id FROM blocks b JOIN requests q ON q.block_id = b.id WHERE b.source = $1 AND b.key = $2 AND q.id = $3`,
 			[]any{sourceKey(k.Source), formatKey(&k), string(p.Request.ID)}, &id)
@@ -385,91 +446,4 @@ func (a *admitter) committed(p *put) (*block, error) {
 		}
 	}
 	return nil, nil
-}
-
-// write stores what the batch changed: first what ended, so that its key is free for what follows.
-func (a *admitter) write() error {
-	t := a.t
-	var rows []any
-	for _, b := range a.touched {
-		a.event(b)
-		if !b.created {
-			err := t.exec(`UPDATE blocks SET changed_rev = $2, end_rev = $3, end_reason = $4, ended_at = $5, expires_at = $6, count = $7, last_at = $8,
-				reason = $9, origin = $10 WHERE id = $1`,
-				string(b.ID), int64(t.rev), int64(b.EndRev), string(b.EndReason), micros(b.EndedAt), micros(b.ExpiresAt), b.Count, micros(b.LastAt),
-				[]byte(b.Reason), []byte(b.Origin))
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		rows = append(rows, string(b.ID), b.key, sourceKey(b.Source), string(b.Selector), int64(b.Rev), int64(t.rev), int64(b.EndRev),
-			string(b.EndReason), b.EndedBy, micros(b.EndedAt), micros(b.CreatedAt), micros(b.ExpiresAt), b.Count, micros(b.LastAt),
-			[]byte(b.Reason), []byte(b.Origin), b.CreatedBy, b.Widened)
-	}
-	if err := t.insert(`INSERT INTO blocks (id, key, source, selector, rev, changed_rev, end_rev, end_reason, ended_by, ended_at, created_at,
-		expires_at, count, last_at, reason, origin, created_by, widened) VALUES `, 18, rows, ``); err != nil {
-		return err
-	}
-	if err := t.insert(`INSERT INTO requests (block_id, slot, n, id, received_at, event_time, ttl, token_id, token_name, remote, origin, alert_id,
-		rule_id, reason) VALUES `, 14, a.evidence(), ` ON CONFLICT (block_id, slot) DO UPDATE SET n = excluded.n, id = excluded.id,
-		received_at = excluded.received_at, event_time = excluded.event_time, ttl = excluded.ttl, token_id = excluded.token_id,
-		token_name = excluded.token_name, remote = excluded.remote, origin = excluded.origin, alert_id = excluded.alert_id,
-		rule_id = excluded.rule_id, reason = excluded.reason`); err != nil {
-		return err
-	}
-	if len(a.touched) > 0 {
-		t.wakes |= wakeDesired
-	}
-	if err := a.list(); err != nil {
-		return err
-	}
-	return t.insert(`INSERT INTO idempotency (k, hash, block_id, request_id, created_at) VALUES `, 5, a.newKeys,
-		` ON CONFLICT (k) DO UPDATE SET hash = excluded.hash, block_id = excluded.block_id, request_id = excluded.request_id,
-		created_at = excluded.created_at`)
-}
-
-// event tells that a block began, or that one met its end here. One that did both is evidence only, and nobody's news.
-func (a *admitter) event(b *block) {
-	switch {
-	case len(a.t.w.s.subscriptions) == 0:
-	case b.created && b.Live():
-		var first *parry.Request
-		for _, q := range a.requests {
-			if q.BlockID == b.ID {
-				first = q.Request
-				break
-			}
-		}
-		a.t.event(parry.NotifyAdded, &b.Block, first)
-	case !b.created && b.EndRev == a.t.rev:
-		a.t.event(parry.NotifyEnded, &b.Block, nil)
-	}
-}
-
-// evidence lists the rows of requests: of those that share a slot, the last.
-func (a *admitter) evidence() []any {
-	type place struct {
-		block parry.BlockID
-		slot  int64
-	}
-	last := map[place]int{}
-	if len(a.requests) > lastRequests { // else no two can share one
-		for i, q := range a.requests {
-			last[place{q.BlockID, q.slot}] = i
-		}
-	}
-	rows := make([]any, 0, 14*len(a.requests))
-	for i, q := range a.requests {
-		if j, ok := last[place{q.BlockID, q.slot}]; ok && j != i {
-			continue
-		}
-		remote := ""
-		if q.RemoteAddr.IsValid() {
-			remote = q.RemoteAddr.String()
-		}
-		rows = append(rows, string(q.BlockID), q.slot, q.N, string(q.ID), micros(q.ReceivedAt), micros(q.EventTime), q.TTL.Microseconds(),
-			string(q.TokenID), q.TokenName, remote, []byte(q.Origin), []byte(q.AlertID), []byte(q.RuleID), []byte(q.Reason))
-	}
-	return rows
 }

@@ -132,7 +132,7 @@ func putOlderThanADeleteIsEvidenceOnly(e *env) {
 	b := e.put(e.ask("203.0.113.7")).Block
 	e.clock.Advance(time.Minute)
 	event := e.clock.Now()
-	_, _, err := e.EndBlock(e.Context(), b.ID, "anna")
+	_, _, err := e.EndBlock(e.Context(), b.ID, lifted("anna"))
 	e.ok(err)
 	e.clock.Advance(time.Minute)
 	replay := e.ask("203.0.113.7")
@@ -364,7 +364,7 @@ func putHoldsToMaxRules(e *env) {
 	other.Key.Selector = "edge"
 	e.put(other)
 	same(e, "the source alone is always taken", e.put(e.to(5, "")).Created, true)
-	_, _, err = e.EndBlock(e.Context(), one.ID, "anna")
+	_, _, err = e.EndBlock(e.Context(), one.ID, lifted("anna"))
 	e.ok(err)
 	e.clock.Advance(23 * time.Hour)
 	_, err = e.EndDue(e.Context(), e.clock.Now())

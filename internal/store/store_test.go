@@ -61,6 +61,10 @@ type env struct {
 
 // suite is what every engine must do. Each case is a method on env, named as a specification.
 var suite = []func(*env){
+	offencesClimbTheLadder, offencesDecay, offencesDecayFromTheTrueEnd, refreshesAreNoOffences, offencesLastAsLongAsABlockStands,
+	offencesOfIPv6CountByNetwork, offencesHoldToCapsAndExplicitTTLs, oneOffenceOfManyAtOnce, offencesAreNotCountedTwice,
+	refusedRequestsAreNoOffences, unblockGivesGrace, graceEndsByItselfOrByAnOperator, promotionAtTheFifthSource,
+	promotionKnowsWhatSpeaksAgainstIt, promotionOfManyAtOnce, pruneForgetsOffenders,
 	putStoresEverything, putRefreshesTheLiveBlock, putNeverShortens, putHoldsToTheCap, putCountsTTLFromTheEvent, putWithoutEndStaysWithoutEnd,
 	putPastItsTimeIsEvidenceOnly, putOlderThanADeleteIsEvidenceOnly, putMeetsADueBlock, putKeepsFirstAndLastRequests, putTellsKeysApart,
 	putRepeatsAnAnswer, putRefusesAKeyWithAnotherBody, putForgetsNothingTwice, putIsolatesABadRow, putHoldsToMaxBlocks, putHoldsToMaxRules,
@@ -270,3 +274,6 @@ func (e *env) run(l *store.Lane) parry.Run {
 	return parry.Run{ID: parry.NewRunID(now), Firewall: l.Name, Kind: parry.RunApply, State: parry.RunRunning, Revision: rev, Epoch: l.Epoch,
 		StartedAt: now, Bundle: parry.BundleRef{Name: "pfsense", Version: "1.0.0", Digest: "abc"}, Dir: "runs/x"}
 }
+
+// lifted is a plain word that ends a block and says nothing of offences and grace.
+func lifted(by string) parry.Lift { return parry.Lift{By: by, Grace: parry.KeepGrace} }
