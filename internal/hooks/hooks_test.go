@@ -56,7 +56,7 @@ func TestJudge_everyKindOfAlert(t *testing.T) {
 	}{
 		{"sshd_5712", "203.0.113.7", "data.srcip", "", ""},
 		{"sshd_5712_active_response", "203.0.113.7", "parameters.alert.data.srcip", "", ""},
-		{"sshd_5712_delete", "", "", hooks.NotAnAdd, `"delete"`},
+		{"sshd_5712_delete", "203.0.113.7", "parameters.alert.data.srcip", hooks.NotAnAdd, `"delete"`},
 		{"windows_4625", "203.0.113.88", "data.win.eventdata.ipAddress", "", ""},
 		{"windows_4625_local", "", "", hooks.NoSource, "none of the places"},
 		{"suricata_inbound", "198.51.100.23", "data.src_ip", "", ""},

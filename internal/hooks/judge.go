@@ -48,29 +48,28 @@ func (s *Settings) Judge(a *Alert) Verdict {
 		v.Code, v.Detail = code, fmt.Sprintf(format, args...)
 		return v
 	}
-	if !slices.Contains([]string{"", "add", "enable", "continue"}, a.Command) {
-		return no(NotAnAdd, "the active response's command is %q; blocks end by their expiry, or by DELETE /api/v1/blocks", cut(a.Command, 32))
-	}
-	if s.MinLevel > 0 && a.Level < s.MinLevel {
-		if a.Level < 0 {
-			return no(BelowLevel, "the alert names no rule level, and %d is the least", s.MinLevel)
-		}
-		return no(BelowLevel, "the rule's level is %d, and %d is the least", a.Level, s.MinLevel)
+	place, text := a.first(sourcePlaces)
+	ok := false
+	if place != "" {
+		v.Place = a.root + place
+		v.Source, ok = parseAddr(text)
 	}
 	ttl, listed := s.rule(a)
-	if !listed {
+	switch {
+	case !slices.Contains([]string{"", "add", "enable", "continue"}, a.Command):
+		return no(NotAnAdd, "the active response's command is %q; blocks end by their expiry, or by DELETE /api/v1/blocks", cut(a.Command, 32))
+	case s.MinLevel > 0 && a.Level < 0:
+		return no(BelowLevel, "the alert names no rule level, and %d is the least", s.MinLevel)
+	case s.MinLevel > 0 && a.Level < s.MinLevel:
+		return no(BelowLevel, "the rule's level is %d, and %d is the least", a.Level, s.MinLevel)
+	case !listed:
 		return no(RuleNotListed, "neither rule %q nor a group of it is among hooks.wazuh.rules", cut(a.RuleID, 64))
-	}
-	v.TTL = ttl
-	var text string
-	if v.Place, text = a.source(); v.Place == "" {
+	case place == "":
 		return no(NoSource, "the alert has an address in none of the places where Wazuh's decoders put a source")
-	}
-	v.Place = a.root + v.Place
-	var ok bool
-	if v.Source, ok = parseAddr(text); !ok {
+	case !ok:
 		return no(NotAnAddress, "%s holds %q, which is no IP address", v.Place, cut(text, 64))
 	}
+	v.TTL = ttl
 	own := s.own(a, v.Source)
 	if why := a.outbound(v.Source); why != "" {
 		return no(Outbound, "the event goes out from our own side: %s", why)
@@ -102,10 +101,8 @@ func (s *Settings) rule(a *Alert) (ttl time.Duration, listed bool) {
 	return ttl, listed
 }
 
-// source is the first place that holds anything, and what it holds.
-func (a *Alert) source() (place, text string) { return a.first(sourcePlaces) }
-
-// first passes over places that are empty or hold a dash, which is how Windows writes none. More than one value is no address.
+// first is the first of the places that holds anything, and what it holds. It passes over those that are empty or hold a dash,
+// which is how Windows writes none. More than one value is no address.
 func (a *Alert) first(places []string) (place, text string) {
 	for _, p := range places {
 		values := slices.DeleteFunc(a.texts(p), func(s string) bool { return s == "-" })
