@@ -523,6 +523,19 @@ type EndedBlock struct {
 	StillCoveredBy []Block `json:"still_covered_by"`
 }
 
+// EndedBlocks defines model for EndedBlocks.
+type EndedBlocks struct {
+	// Blocks Ids of the first 1000 that matched, oldest first
+	Blocks []string `json:"blocks"`
+	DryRun bool     `json:"dry_run"`
+
+	// Ended Of those, ended by this request; 0 in a dry run
+	Ended int64 `json:"ended"`
+
+	// Matched Live blocks that the filter found
+	Matched int64 `json:"matched"`
+}
+
 // Evidence defines model for Evidence.
 type Evidence struct {
 	AlertID   string    `json:"alert_id,omitempty,omitzero"`
@@ -920,6 +933,39 @@ type Wait = string
 // Firewalls defines model for Firewalls.
 type Firewalls = FirewallList
 
+// DeleteBlocksParams defines parameters for DeleteBlocks.
+type DeleteBlocksParams struct {
+	// Source Blocks of exactly this address or prefix
+	Source *string `form:"source,omitempty" json:"source,omitempty"`
+
+	// Covering Blocks whose source contains this address or prefix
+	Covering *string `form:"covering,omitempty" json:"covering,omitempty"`
+
+	// Within Blocks whose source lies in this prefix
+	Within *string `form:"within,omitempty" json:"within,omitempty"`
+
+	// Destination Blocks with exactly this destination
+	Destination *string `form:"destination,omitempty" json:"destination,omitempty"`
+
+	// DestinationPort Blocks with this destination port
+	DestinationPort *int `form:"destination_port,omitempty" json:"destination_port,omitempty"`
+
+	// Firewalls Blocks with exactly this selector, comma-separated
+	Firewalls *string `form:"firewalls,omitempty" json:"firewalls,omitempty"`
+
+	// Origin Blocks whose newest request has this origin
+	Origin *string `form:"origin,omitempty" json:"origin,omitempty"`
+
+	// CreatedBy Blocks that this token made
+	CreatedBy *string `form:"created_by,omitempty" json:"created_by,omitempty"`
+
+	// ExpiresBy Blocks that expire until then; those without end do not
+	ExpiresBy *time.Time `form:"expires_by,omitempty" json:"expires_by,omitempty"`
+
+	// DryRun Only tell what would be ended
+	DryRun *bool `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+}
+
 // ListBlocksParams defines parameters for ListBlocks.
 type ListBlocksParams struct {
 	// Status Which blocks; the default is live
@@ -1105,6 +1151,16 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 
 // The interface specification for the client above.
 type ClientInterface interface {
+
+	// DeleteBlocks End the live blocks that match a filter
+	//
+	// Every filter that is given must match; at least one must be. What matched when it was asked is ended, some hundred blocks in a
+	// transaction, so that requests that come in meanwhile hardly wait; after a failure the rest still stands, and a repeat ends it.
+	//
+	// A token without the right unblock ends only blocks that it made, and only where the configuration says `hooks.honour_delete: true`.
+	//
+	// Corresponds with DELETE /api/v1/blocks (the `DeleteBlocks` operationId).
+	DeleteBlocks(ctx context.Context, params *DeleteBlocksParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListBlocks List blocks, newest first
 	//
@@ -1385,6 +1441,26 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+}
+
+// DeleteBlocks End the live blocks that match a filter
+//
+// Every filter that is given must match; at least one must be. What matched when it was asked is ended, some hundred blocks in a
+// transaction, so that requests that come in meanwhile hardly wait; after a failure the rest still stands, and a repeat ends it.
+//
+// A token without the right unblock ends only blocks that it made, and only where the configuration says `hooks.honour_delete: true`.
+//
+// Corresponds with DELETE /api/v1/blocks (the `DeleteBlocks` operationId).
+func (c *Client) DeleteBlocks(ctx context.Context, params *DeleteBlocksParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteBlocksRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
 }
 
 // ListBlocks List blocks, newest first
@@ -2075,6 +2151,168 @@ func (c *Client) GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn
 		return nil, err
 	}
 	return c.Client.Do(req)
+}
+
+// NewDeleteBlocksRequest constructs an http.Request for the DeleteBlocks method
+func NewDeleteBlocksRequest(server string, params *DeleteBlocksParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/blocks")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Source != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "source", *params.Source, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Covering != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "covering", *params.Covering, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Within != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "within", *params.Within, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Destination != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "destination", *params.Destination, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.DestinationPort != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "destination_port", *params.DestinationPort, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Firewalls != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "firewalls", *params.Firewalls, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Origin != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "origin", *params.Origin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.CreatedBy != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "created_by", *params.CreatedBy, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ExpiresBy != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "expires_by", *params.ExpiresBy, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
 }
 
 // NewListBlocksRequest constructs an http.Request for the ListBlocks method
@@ -3598,6 +3836,18 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
+	// DeleteBlocksWithResponse End the live blocks that match a filter
+	//
+	// Every filter that is given must match; at least one must be. What matched when it was asked is ended, some hundred blocks in a
+	// transaction, so that requests that come in meanwhile hardly wait; after a failure the rest still stands, and a repeat ends it.
+	//
+	// A token without the right unblock ends only blocks that it made, and only where the configuration says `hooks.honour_delete: true`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/blocks (the `DeleteBlocks` operationId).
+	DeleteBlocksWithResponse(ctx context.Context, params *DeleteBlocksParams, reqEditors ...RequestEditorFn) (*DeleteBlocksResult, error)
+
 	// ListBlocksWithResponse List blocks, newest first
 	//
 	// A token with the right read-own only sees the blocks that it made.
@@ -3931,6 +4181,61 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadinessWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetReadinessResult, error)
+}
+
+// DeleteBlocksResultDefaultHeaders the declared response headers of an HTTP default response for DeleteBlocks
+type DeleteBlocksResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type DeleteBlocksResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EndedBlocks
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DeleteBlocksResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DeleteBlocksResult) GetJSON200() *EndedBlocks {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteBlocksResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteBlocksResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteBlocksResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteBlocksResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteBlocksResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
 }
 
 // ListBlocksResultDefaultHeaders the declared response headers of an HTTP default response for ListBlocks
@@ -5841,6 +6146,24 @@ func (r GetReadinessResult) ContentType() string {
 	return ""
 }
 
+// DeleteBlocksWithResponse End the live blocks that match a filter
+//
+// Every filter that is given must match; at least one must be. What matched when it was asked is ended, some hundred blocks in a
+// transaction, so that requests that come in meanwhile hardly wait; after a failure the rest still stands, and a repeat ends it.
+//
+// A token without the right unblock ends only blocks that it made, and only where the configuration says `hooks.honour_delete: true`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/blocks (the `DeleteBlocks` operationId).
+func (c *ClientWithResponses) DeleteBlocksWithResponse(ctx context.Context, params *DeleteBlocksParams, reqEditors ...RequestEditorFn) (*DeleteBlocksResult, error) {
+	rsp, err := c.DeleteBlocks(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteBlocksResult(rsp)
+}
+
 // ListBlocksWithResponse List blocks, newest first
 //
 // A token with the right read-own only sees the blocks that it made.
@@ -6419,6 +6742,52 @@ func (c *ClientWithResponses) GetReadinessWithResponse(ctx context.Context, reqE
 		return nil, err
 	}
 	return ParseGetReadinessResult(rsp)
+}
+
+// ParseDeleteBlocksResult parses an HTTP response from a DeleteBlocksWithResponse call
+func ParseDeleteBlocksResult(rsp *http.Response) (*DeleteBlocksResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteBlocksResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EndedBlocks
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers DeleteBlocksResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
 }
 
 // ParseListBlocksResult parses an HTTP response from a ListBlocksWithResponse call

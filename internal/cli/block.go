@@ -155,13 +155,26 @@ func targetText(b *api.Block) string {
 func (s *shell) unblock() *cobra.Command {
 	var wait *string
 	var in string
+	var filter unblockFilter
 	c := &cobra.Command{
 		Use:   "unblock BLOCK|ADDRESS|PREFIX...",
-		Short: "End blocks, by id or by source",
+		Short: "End blocks, by id, by source, or all that match a filter",
+		Long: `End blocks: those that are named, or, with --source, --within, --origin and so on
+and no name, all live ones that match every one of these.`,
 		Example: `  parry unblock 203.0.113.7 --wait 30s
-  parry unblock b-01JD6QW2Z3X4Y5V6T7S8R9Q0PA --in 10m`,
-		Args: cobra.MinimumNArgs(1),
+  parry unblock b-01JD6QW2Z3X4Y5V6T7S8R9Q0PA --in 10m
+  parry unblock --within 203.0.113.0/24 --origin ossim --dry-run`,
 		RunE: func(c *cobra.Command, args []string) error {
+			switch matching := filter.given(c.Flags()); {
+			case matching && (len(args) > 0 || in != "" || wait != nil):
+				return fail(ExitUsage, "name blocks, or give filters; --wait and --in go with names")
+			case matching:
+				return s.unblockMatching(c, &filter)
+			case filter.dry:
+				return fail(ExitUsage, "--dry-run goes with a filter: --source, --within, --origin, …")
+			case len(args) == 0:
+				return fail(ExitUsage, "name a block, an address or a prefix, or give a filter: --source, --within, --origin, …")
+			}
 			patience, err := parseWait(wait)
 			if err != nil {
 				return err
@@ -216,6 +229,7 @@ func (s *shell) unblock() *cobra.Command {
 	c.Flags().Var(optional{&wait}, "wait", "wait so `long` for the firewalls' proof (at most 2m); exit 5 without it")
 	c.Flags().StringVar(&in, "in", "", "end so `long` from now instead of at once: shortens or extends")
 	c.MarkFlagsMutuallyExclusive("wait", "in")
+	filter.register(c.Flags())
 	return c
 }
 

@@ -27,6 +27,7 @@ var routes = map[string][]parry.Role{
 	"GET /api/v1/blocks/:id/requests": atLeast(parry.RoleTrigger),
 	"PATCH /api/v1/blocks/:id":        atLeast(parry.RoleOperator),
 	"DELETE /api/v1/blocks/:id":       atLeast(parry.RoleOperator),
+	"DELETE /api/v1/blocks":           atLeast(parry.RoleOperator), // a trigger where its word is honoured
 	"GET /api/v1/explain":             atLeast(parry.RoleReader),
 
 	"POST /api/v1/hooks/wazuh": {parry.RoleTrigger, parry.RoleOperator, parry.RoleApprover, parry.RoleAdmin},

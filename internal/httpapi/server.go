@@ -31,6 +31,7 @@ type Store interface {
 	Requests(ctx context.Context, id parry.BlockID, cursor string, limit int) (parry.Page[parry.Request], error)
 	SetExpiry(ctx context.Context, id parry.BlockID, expires time.Time, by string) (parry.Block, error)
 	EndBlock(ctx context.Context, id parry.BlockID, l parry.Lift) (b parry.Block, covered []parry.Block, err error)
+	EndBlocks(ctx context.Context, f parry.BlockFilter, ok func(*parry.Key) bool, l parry.Lift, dry bool) (parry.EndedBlocks, error)
 	Rejects(ctx context.Context, ids []parry.BlockID) ([]parry.Reject, error)
 	FirewallRejects(ctx context.Context, firewall string) ([]parry.Reject, error)
 	Firewalls(ctx context.Context) ([]parry.FirewallState, error)

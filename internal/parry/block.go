@@ -195,6 +195,13 @@ type BlockFilter struct {
 	Cursor    string    // opaque, from the page before
 }
 
+// EndedBlocks is what a filter ended, or would end.
+type EndedBlocks struct {
+	Matched int       // live blocks that it found
+	Ended   int       // of those, ended now
+	First   []BlockID // the first 1000 that matched, oldest first
+}
+
 // Page is one page of a listing, newest first. Next is empty on the last one.
 type Page[T any] struct {
 	Items []T

@@ -467,6 +467,15 @@ func TestReconcile_removingManyByAWordNeedsNoApproval(t *testing.T) {
 		}
 		w.becomes(ids[59], "fw-a", parry.StateLifted)
 		for i := range 60 {
+			ids = append(ids, w.put(fmt.Sprintf("10.0.2.%d", i)))
+		}
+		w.becomes(ids[119], "fw-a", parry.StateEnforced)
+		ended, err := w.store.EndBlocks(w.ctx, parry.BlockFilter{Within: pfx("10.0.2.0/24")}, nil, parry.Lift{By: "anna", Grace: parry.KeepGrace}, false)
+		if w.must(err); ended.Ended != 60 {
+			t.Errorf("ended %d", ended.Ended)
+		}
+		w.becomes(ids[119], "fw-a", parry.StateLifted)
+		for i := range 60 {
 			ids = append(ids, w.put(fmt.Sprintf("10.0.1.%d", i)))
 		}
 		w.idle("fw-a")

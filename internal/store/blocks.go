@@ -108,7 +108,12 @@ func (w *where) String() string {
 
 // Blocks lists blocks, newest first.
 func (s *Store) Blocks(ctx context.Context, f parry.BlockFilter) (parry.Page[parry.Block], error) {
-	var w where
+	return page(ctx, s, "blocks", 'b', f.Limit, f.Cursor, `SELECT `+blockColumns+` FROM blocks`, matching(&f), plainBlock,
+		func(b *parry.Block) string { return string(b.ID) })
+}
+
+// matching is a filter as conditions on blocks.
+func matching(f *parry.BlockFilter) (w where) {
 	if f.Source.IsValid() {
 		w.add(`source = %s`, sourceKey(f.Source.Masked()))
 	}
@@ -145,8 +150,7 @@ func (s *Store) Blocks(ctx context.Context, f parry.BlockFilter) (parry.Page[par
 	if !f.ExpiresBy.IsZero() {
 		w.add(`end_rev = 0 AND expires_at > 0 AND expires_at <= %s`, micros(f.ExpiresBy))
 	}
-	return page(ctx, s, "blocks", 'b', f.Limit, f.Cursor, `SELECT `+blockColumns+` FROM blocks`, w, plainBlock,
-		func(b *parry.Block) string { return string(b.ID) })
+	return w
 }
 
 // page reads one page of a listing by id, newest first.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/store"
@@ -32,6 +33,55 @@ func setExpiryMovesTheEnd(e *env) {
 	e.wantKind(err, parry.KindConflict)
 	_, err = e.SetExpiry(e.Context(), "b-none", now.Add(3*time.Hour), "anna")
 	e.wantKind(err, parry.KindNotFound)
+}
+
+func endBlocksEndsWhatMatches(e *env) {
+	const many = 1100 // more than two transactions' worth
+	var asks []parry.Admission
+	for i := range many {
+		a := e.ask(fmt.Sprintf("11.0.%d.%d", i/256, i%256))
+		a.Request.Origin = "si\x00em\xff"
+		asks = append(asks, a)
+	}
+	var g errgroup.Group
+	for _, a := range asks {
+		g.Go(func() error { _, err := e.Put(e.Context(), a); return err })
+	}
+	e.ok(g.Wait())
+	other := e.put(e.ask("203.0.113.7")).Block.ID
+	ended := e.put(e.ask("11.0.9.9")).Block.ID
+	_, _, err := e.EndBlock(e.Context(), ended, parry.Lift{By: "bob", Grace: parry.KeepGrace})
+	e.ok(err)
+
+	f := parry.BlockFilter{Within: at("11.0.0.0/8").Source, Origin: "si\x00em\xff"}
+	anna := parry.Lift{By: "anna", Grace: time.Hour}
+	odd := func(k *parry.Key) bool { return k.Source.Addr().As4()[3]%2 == 1 }
+	plan, err := e.EndBlocks(e.Context(), f, odd, anna, true)
+	e.ok(err)
+	same(e, "a dry run finds", plan.Matched, many/2)
+	same(e, "and ends", plan.Ended, 0)
+	for _, want := range []int{many / 2, 0} { // a repeat finds nothing more
+		got, err := e.EndBlocks(e.Context(), f, odd, anna, false)
+		e.ok(err)
+		same(e, "matched", got.Matched, want)
+		same(e, "ended", got.Ended, want)
+		same(e, "named", len(got.First), want)
+	}
+	b := e.block(plan.First[0])
+	same(e, "why", b.EndReason, parry.EndDeleted)
+	same(e, "by", b.EndedBy, "anna")
+	same(e, "ended before, by", e.block(ended).EndedBy, "bob")
+	in, err := e.Offender(e.Context(), b.Source)
+	e.ok(err)
+	same(e, "in grace by", in.GraceBy, "anna")
+	all, err := e.EndBlocks(e.Context(), f, nil, anna, false)
+	e.ok(err)
+	same(e, "the others", all.Ended, many/2)
+	same(e, "another lives", e.block(other).EndRev, 0)
+	c, err := e.Counts(e.Context())
+	e.ok(err)
+	same(e, "live", c.LiveBlocks, 1)
+	same(e, "ended", c.EndedBlocks, many+1)
 }
 
 func endBlockTellsWhatStillCovers(e *env) {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/parry/parry/internal/parry"
@@ -129,6 +130,55 @@ func (s *Store) EndBlock(ctx context.Context, id parry.BlockID, l parry.Lift) (o
 		})
 	})
 	return out, covered, err
+}
+
+const firstEnded = 1000 // ids in the answer of EndBlocks
+
+// EndBlocks ends by somebody's word the live blocks that the filter finds now and of which ok, unless nil, is true; with dry it only tells
+// them. It does so in small transactions, after one reading: an error leaves those that come after it, and a repeat goes on.
+func (s *Store) EndBlocks(ctx context.Context, f parry.BlockFilter, ok func(*parry.Key) bool, l parry.Lift, dry bool) (out parry.EndedBlocks, err error) {
+	live := true
+	f.Live = &live
+	w := matching(&f)
+	sources := map[parry.BlockID]netip.Prefix{}
+	found, err := collect(ctx, s.reads, `SELECT id, key FROM blocks`+w.String()+` ORDER BY id`, w.args, func(r *sql.Rows) (id any, err error) {
+		var name, key string
+		if err := r.Scan(&name, &key); err != nil {
+			return nil, err
+		}
+		k, err := parseKey(key)
+		if err == nil && (ok == nil || ok(&k)) {
+			id, sources[parry.BlockID(name)] = name, k.Source
+		}
+		return id, err
+	})
+	if err != nil {
+		return out, s.wrap(err, "find the blocks to end")
+	}
+	found = slices.DeleteFunc(found, func(id any) bool { return id == nil })
+	out.Matched = len(found)
+	for _, id := range found[:min(len(found), firstEnded)] {
+		out.First = append(out.First, parry.BlockID(id.(string)))
+	}
+	if dry {
+		return out, nil
+	}
+	for _, part := range chunks(found, 1, endBatch) {
+		n := 0
+		if err := s.write(ctx, "end the blocks that match", func(t *tx) error {
+			ended, err := t.end(part, parry.EndDeleted, l.By)
+			n = len(ended)
+			for i := 0; err == nil && i < n; i++ {
+				err = t.lift(sources[ended[i]], l)
+			}
+			return err
+		}); err != nil {
+			return out, err
+		}
+		out.Ended += n
+	}
+	s.log.Info("blocks were ended by a filter", "matched", out.Matched, "ended", out.Ended, "by", l.By)
+	return out, nil
 }
 
 // EndDue ends every live block whose time has come, in small transactions, and counts them.

@@ -69,7 +69,7 @@ var suite = []func(*env){
 	putPastItsTimeIsEvidenceOnly, putOlderThanADeleteIsEvidenceOnly, putMeetsADueBlock, putKeepsFirstAndLastRequests, putTellsKeysApart,
 	putRepeatsAnAnswer, putRefusesAKeyWithAnotherBody, putForgetsNothingTwice, putIsolatesABadRow, putHoldsToMaxBlocks, putHoldsToMaxRules,
 	putWidensBeyondMaxRules, putAnswersBusyWhenTheQueueIsFull, putOutlivesItsCaller,
-	setExpiryMovesTheEnd, endBlockTellsWhatStillCovers, endDueEndsWhatIsDue, exemptionEndsOverlappingBlocks,
+	setExpiryMovesTheEnd, endBlockTellsWhatStillCovers, endBlocksEndsWhatMatches, endDueEndsWhatIsDue, exemptionEndsOverlappingBlocks,
 	blocksFilterAndPage, changesGiveWhatWasWritten, requestsPage,
 	firewallsComeAndGo, holdsOfOneAndAll, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned,
 	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
