@@ -41,6 +41,7 @@ type answer struct {
 		Rules        int
 		Capacity     int
 		Epoch        int
+		Revision     int
 		Controller   string
 		Held         bool
 		MachineID    string `json:"machine_id"`

@@ -235,6 +235,42 @@ func TestApply_fencing(t *testing.T) {
 	f.wantFailure(f.apply(one, vars{"parry_epoch": 6}), "foreign_controller")
 }
 
+// What a controller has sent before travels with each run; one that knows less than the firewall was restored from a backup.
+func TestApply_aControllerThatForgotIsRefused(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	at := func(sent, revision int) vars {
+		return vars{"parry_epoch": 5, "parry_sent_revision": sent, "parry_revision": revision}
+	}
+	one, two := mixed[:3], mixed[3:5]
+	f.mustApply(one, at(0, 100))
+	if a := f.mustApply(two, at(100, 140)); a.Parry.Revision != 140 {
+		t.Errorf("the answer names revision %d, want 140", a.Parry.Revision)
+	}
+	f.mustApply(two, at(140, 150)) // changes nothing, so the firewall stays at what changed it last
+	if a := f.play("verify.yml", nil); a.Parry.Revision != 140 {
+		t.Errorf("verify answers revision %d, want 140", a.Parry.Revision)
+	}
+	forgot := at(100, 900) // restored at 100; what came in since has raised its revision
+	forgot["parry_epoch"] = 6
+	for _, args := range [][]string{{"--check"}, nil} {
+		a := f.apply(one, forgot, args...)
+		f.wantFailure(a, "stale_revision")
+		if a.Parry.Revision != 140 {
+			t.Errorf("the failure names revision %d, want 140", a.Parry.Revision)
+		}
+	}
+	f.wantFailure(f.apply(one, vars{"parry_epoch": 5, "parry_revision": 120}), "stale_revision") // an old run by hand
+	f.wantProof(f.play("verify.yml", nil), two...)
+
+	forgot["parry_adopt"] = true
+	f.wantProof(f.mustApply(one, forgot), one...)
+	f.mustApply(two, vars{"parry_epoch": 6, "parry_sent_revision": 900, "parry_revision": 901})
+	// adopted, and nothing to change: the word counts for the next run all the same
+	f.mustApply(two, vars{"parry_epoch": 7, "parry_sent_revision": 10, "parry_revision": 20, "parry_adopt": true})
+	f.mustApply(one, vars{"parry_epoch": 7, "parry_sent_revision": 20, "parry_revision": 21})
+}
+
 func TestFlush_emptiesAndHoldsUntilAdopted(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"2.7.2", "2.8", "2.9"} {

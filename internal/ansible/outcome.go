@@ -130,6 +130,7 @@ func (w *witness) judgeUnreachable(o *Outcome) {
 var failures = map[string]parry.Failure{
 	"busy":                parry.FailBusy,
 	"stale_epoch":         parry.FailStaleEpoch,
+	"stale_revision":      parry.FailStaleRevision,
 	"foreign_controller":  parry.FailForeignController,
 	"flushed":             parry.FailFlushed,
 	"pf_refused":          parry.FailPFRefused,

@@ -123,6 +123,7 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 		}},
 		"proof_mismatch":     {breaks: func(p *pair) { p.breakBundle("program/40-pf.php", "hash('sha256', ", "hash('sha256', 'x' . ") }},
 		"stale_epoch":        {breaks: func(p *pair) { p.remember("epoch", 1<<40) }},
+		"stale_revision":     {breaks: func(p *pair) { p.remember("revision", 1<<40) }},
 		"foreign_controller": {breaks: func(p *pair) { p.remember("controller", "another") }},
 		"flushed":            {breaks: func(p *pair) { p.remember("held", true) }},
 	} {

@@ -32,6 +32,8 @@ var hints = map[Failure]struct {
 	FailNoProof: {PaceUsual, "The playbook ended without its proof. The bundle must answer with set_stats as contract 1 says: check its version."},
 	FailStaleEpoch: {PaceSlow, "The firewall has seen a newer parry database than this one: a backup was restored, or a second parry runs. Make sure that only this one runs, " +
 		"then `parry firewalls adopt`. Entries that this database does not know will be removed."},
+	FailStaleRevision: {PaceSlow, "The firewall was brought to a later state than this database knows: a backup was restored. What was blocked since is still in force there. " +
+		"Ask again for what shall stay, then `parry firewalls adopt`: it removes what this database does not know."},
 	FailForeignController: {PaceSlow, "Another parry controls this firewall. Stop that one or take the firewall out of its configuration, then `parry firewalls adopt`."},
 	FailFlushed:           {PaceSlow, "Somebody emptied the firewall with flush.yml and left a hold on it. When it may be filled again: `parry firewalls adopt`."},
 	FailBusy:              {PaceQuick, "Somebody else holds the firewall's lock: a run by hand, or another parry. parry tries again by itself; if it stays, look for what holds it."},
@@ -51,7 +53,7 @@ var hints = map[Failure]struct {
 // Failures lists every failure that has a name.
 var Failures = []Failure{
 	FailUnreachable, FailAuthentication, FailHostKey, FailTimeout, FailCancelled, FailPlaybook, FailInventory, FailTask, FailProof, FailNoProof,
-	FailStaleEpoch, FailForeignController, FailFlushed, FailBusy, FailPFRefused, FailConfigChanged, FailStructure, FailCapacity, FailBundle,
+	FailStaleEpoch, FailStaleRevision, FailForeignController, FailFlushed, FailBusy, FailPFRefused, FailConfigChanged, FailStructure, FailCapacity, FailBundle,
 	FailApproval, FailOrphan, FailInternal,
 }
 
@@ -66,7 +68,16 @@ func (f Failure) Pace() Pace {
 	return PaceUsual
 }
 
+// Refused tells whether a failed run cannot have changed anything: it did not get to the firewall, or was turned away there.
+func (f Failure) Refused() bool {
+	switch f {
+	case FailUnreachable, FailAuthentication, FailHostKey, FailPlaybook, FailInventory, FailBundle, FailApproval, FailOrphan, FailBusy:
+		return true
+	}
+	return f.NeedsAdopt()
+}
+
 // NeedsAdopt tells whether nothing may be applied until an operator has said adopt.
 func (f Failure) NeedsAdopt() bool {
-	return f == FailStaleEpoch || f == FailForeignController || f == FailFlushed
+	return f == FailStaleEpoch || f == FailStaleRevision || f == FailForeignController || f == FailFlushed
 }

@@ -120,6 +120,7 @@ type FirewallState struct {
 	Digest     string
 	AppliedRev Revision
 	DirtyRev   Revision // its scope, settings or bundle changed
+	SentRev    Revision // the highest that a run may have brought to it, whether it counted or not
 	VerifyRev  Revision // the operator's word, given then, that it be read back; 0: none that waits
 	Epoch      int64
 	Adopt      bool // the operator's word that the next run may take the firewall over

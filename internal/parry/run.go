@@ -17,6 +17,7 @@ const (
 	FailProof             Failure = "proof_mismatch"     // the firewall holds something else than was sent
 	FailNoProof           Failure = "no_proof"           // the play ended without one
 	FailStaleEpoch        Failure = "stale_epoch"        // the firewall knows a higher epoch: a restored database
+	FailStaleRevision     Failure = "stale_revision"     // the firewall was brought to a later revision: a restored database
 	FailForeignController Failure = "foreign_controller" // another controller's id
 	FailFlushed           Failure = "flushed"            // flush.yml left a hold
 	FailBusy              Failure = "busy"               // the firewall's own lock is held
@@ -76,6 +77,14 @@ type Run struct {
 	Want      Proof // only SHA256 and Count: what was sent less what was rejected
 	Got       Proof
 	Dir       string // below the state directory: inputs, events, log
+}
+
+// SentRevision is what the run may have brought its firewall to, 0 when it cannot have changed anything.
+func (r *Run) SentRevision() Revision {
+	if r.Kind == RunVerify || r.State == RunFailed && r.Failure.Refused() {
+		return 0
+	}
+	return r.Revision
 }
 
 // FinishRun is all that ends a run, stored in one transaction.

@@ -160,7 +160,7 @@ func (t *try) spec() ansible.Spec {
 	}
 	maps.Copy(vars, map[string]any{
 		"parry_contract": bundle.Contract, "parry_run_id": string(t.run.ID), "parry_controller": t.r.o.Controller, "parry_epoch": t.run.Epoch,
-		"parry_revision": int64(t.run.Revision), "parry_max_rules": t.fw.MaxRules, "parry_adopt": t.st.Adopt && t.run.Kind != parry.RunVerify,
+		"parry_revision": int64(t.run.Revision), "parry_sent_revision": int64(t.st.SentRev), "parry_max_rules": t.fw.MaxRules, "parry_adopt": t.st.Adopt && t.run.Kind != parry.RunVerify,
 	})
 	s := ansible.Spec{
 		RunID: t.run.ID, Host: t.host, Bundle: t.bundle, Kind: t.run.Kind, Vars: vars, Deadline: t.r.o.RunDeadline, Lock: t.lock,

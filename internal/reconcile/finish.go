@@ -70,9 +70,9 @@ func (t *try) judge() verdict {
 	case t.run.Kind != parry.RunVerify && t.sent != nil:
 		return judgeApply(t.out, t.sent, &t.run, t.r.o.Controller)
 	case t.run.Kind == parry.RunVerify && t.mem.probe != nil:
-		return judgeVerify(t.out, t.mem.probe.run.Want, &t.run, t.r.o.Controller)
+		return judgeVerify(t.out, t.mem.probe.run.Want, &t.run, t.st.SentRev, t.r.o.Controller)
 	case t.run.Kind == parry.RunVerify:
-		return judgeVerify(t.out, t.st.Proof, &t.run, t.r.o.Controller)
+		return judgeVerify(t.out, t.st.Proof, &t.run, t.st.SentRev, t.r.o.Controller)
 	}
 	return fromOutcome(t.out) // nothing was executed
 }

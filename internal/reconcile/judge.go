@@ -24,7 +24,7 @@ func (v *verdict) fail(f parry.Failure, format string, args ...any) {
 
 // fromOutcome takes over what the runner tells.
 func fromOutcome(out *ansible.Outcome) verdict {
-	v := verdict{state: out.State, failure: out.Failure, message: out.Message, known: epochOf(out.Details)}
+	v := verdict{state: out.State, failure: out.Failure, message: out.Message, known: whole(out.Details["epoch"])}
 	switch {
 	case out.State != parry.RunSucceeded && out.Failure == "":
 		v.failure = parry.FailTask
@@ -34,8 +34,9 @@ func fromOutcome(out *ansible.Outcome) verdict {
 	return v
 }
 
-func epochOf(details map[string]any) int64 {
-	switch n := details["epoch"].(type) {
+// whole reads a whole number of an answer, 0 when it is none.
+func whole(v any) int64 {
+	switch n := v.(type) {
 	case json.Number:
 		e, _ := n.Int64()
 		return e
@@ -84,9 +85,9 @@ func judgeApply(out *ansible.Outcome, sent *rendering, run *parry.Run, controlle
 	return v
 }
 
-// judgeVerify holds what a verify read back against what was proved before. An empty controller is a firewall that has lost its state,
+// judgeVerify holds what a verify read back against what was proved before; sent is the highest revision that parry knows to have sent. An empty controller is a firewall that has lost its state,
 // which the entries tell.
-func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, controller string) verdict {
+func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, sent parry.Revision, controller string) verdict {
 	v := fromOutcome(out)
 	v.want = parry.Proof{SHA256: want.SHA256, Count: want.Count}
 	if v.state != parry.RunSucceeded {
@@ -94,6 +95,7 @@ func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, control
 	}
 	got := out.Proof
 	held, _ := out.Details["held"].(bool)
+	revision := parry.Revision(whole(out.Details["revision"]))
 	switch {
 	case held:
 		v.fail(parry.FailFlushed, "flush.yml emptied the firewall and left a hold")
@@ -104,6 +106,8 @@ func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, control
 	case got.Epoch > run.Epoch:
 		v.fail(parry.FailStaleEpoch, "the firewall knows epoch %d, this controller's is %d", got.Epoch, run.Epoch)
 		v.known = got.Epoch
+	case got.Controller != "" && revision > sent:
+		v.fail(parry.FailStaleRevision, "the firewall was brought to revision %d, this database knows of %d at most", revision, sent)
 	case got.SHA256 != want.SHA256 || got.Count != want.Count:
 		v.fail(parry.FailProof, "the firewall holds %d entries (%.12s), proved were %d (%.12s)",
 			got.Count, got.SHA256, want.Count, want.SHA256)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/parry/parry/internal/parry"
@@ -348,6 +349,7 @@ func TestReconcile_takingOverNeedsAWord(t *testing.T) {
 	for want, set := range map[parry.Failure]func(*firewall){
 		parry.FailForeignController: func(f *firewall) { f.controller = "c-other" },
 		parry.FailStaleEpoch:        func(f *firewall) { f.epoch += 1000 },
+		parry.FailStaleRevision:     func(f *firewall) { f.revision += 1000 },
 		parry.FailFlushed:           func(f *firewall) { f.flushed, f.held = true, nil },
 	} {
 		t.Run(string(want), func(t *testing.T) {
@@ -384,6 +386,68 @@ func TestReconcile_takingOverNeedsAWord(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The epoch is the same before and after: parry was not restarted between the backup and the loss.
+func TestReconcile_aRestoredDatabaseRemovesNothingWithoutAWord(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		kept := w.put("203.0.113.1")
+		w.becomes(kept, "fw-a", parry.StateEnforced)
+		backup := w.backup()
+		forgotten := w.put("203.0.113.2")
+		w.becomes(forgotten, "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		fw := w.firewall("fw-a")
+		both := []string{"203.0.113.1 - - - wan", "203.0.113.2 - - - wan"}
+
+		w.restore(backup)
+		var last parry.BlockID
+		for i := range 20 { // a spool is replayed: the revision passes the one that the firewall knows
+			last = w.put(fmt.Sprintf("198.51.100.%d", i))
+		}
+		for range 3 { // nor does another start make it forget
+			w.reg = prometheus.NewRegistry()
+			w.build(nil)
+			w.start()
+			w.becomes(last, "fw-a", parry.StateDegraded)
+			time.Sleep(time.Hour)
+			if got := w.state("fw-a").Incident.Failure; got != parry.FailStaleRevision {
+				t.Errorf("failure %q, want stale_revision", got)
+			}
+			if d := cmp.Diff(both, fw.holds()); d != "" {
+				t.Fatalf("the firewall holds (-want +got)\n%s", d)
+			}
+			w.stop()
+		}
+		w.build(func(o *Options) { o.Registerer = nil })
+		w.start()
+		w.must(w.store.SetAdopt(w.ctx, "fw-a"))
+		w.becomes(last, "fw-a", parry.StateEnforced)
+		w.becomes(kept, "fw-a", parry.StateEnforced)
+		if got := fw.holds(); slices.Contains(got, both[1]) || len(got) != 21 {
+			t.Errorf("after the word the firewall holds %q", got)
+		}
+		w.becomes(w.put("203.0.113.3"), "fw-a", parry.StateEnforced)
+		if d := cmp.Diff([]parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered}, kinds(w.mails())); d != "" {
+			t.Errorf("mails (-want +got)\n%s", d)
+		}
+	})
+}
+
+func TestReconcile_aRestoredDatabaseWithNothingToApplyIsSeenByTheVerify(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		w.becomes(w.put("203.0.113.1"), "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		backup := w.backup()
+		w.becomes(w.put("203.0.113.2"), "fw-a", parry.StateEnforced)
+		w.restore(backup)
+		w.build(func(o *Options) { o.Registerer = nil })
+		w.start()
+		w.within(time.Minute, "it is told", func() bool { return w.state("fw-a").Incident.Failure == parry.FailStaleRevision })
+		if got := len(w.firewall("fw-a").holds()); got != 2 {
+			t.Errorf("the firewall holds %d entries, want both", got)
+		}
+	})
 }
 
 func TestReconcile_aHoldStopsApplyingOnly(t *testing.T) {

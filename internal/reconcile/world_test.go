@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -50,6 +51,7 @@ type firewall struct {
 	mu         sync.Mutex
 	held       []string // keys that are loaded
 	epoch      int64
+	revision   int64
 	controller string
 	flushed    bool
 	fail       parry.Failure // of every run from now on
@@ -178,6 +180,34 @@ func (w *world) restart(change func(*Options)) {
 	w.reg = prometheus.NewRegistry()
 	w.build(change)
 	w.start()
+}
+
+// backup copies the database as it is, while parry runs.
+func (w *world) backup() (path string) {
+	w.t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(w.dir, "parry.db"))
+	w.must(err)
+	defer db.Close()
+	path = filepath.Join(w.dir, "backup.db")
+	_, err = db.Exec(`VACUUM INTO ?`, path)
+	w.must(err)
+	return path
+}
+
+// restore loses the database and puts the backup in its place. The reconciler is stopped and must be built and started again.
+func (w *world) restore(backup string) {
+	w.t.Helper()
+	w.stop()
+	w.must(w.store.Close())
+	path := filepath.Join(w.dir, "parry.db")
+	for _, end := range []string{"-wal", "-shm"} {
+		w.must(os.RemoveAll(path + end))
+	}
+	w.must(os.Rename(backup, path))
+	var err error
+	w.store, err = store.Open(w.ctx, store.Options{Driver: "sqlite", Path: path, Now: time.Now})
+	w.must(err)
+	w.must(w.store.SyncFirewalls(w.ctx, w.fleet.Firewalls))
 }
 
 func (w *world) must(err error) {
@@ -410,8 +440,12 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 		return failed(parry.FailForeignController, map[string]any{"controller": f.controller}), nil
 	case f.epoch > epoch && !adopt:
 		return failed(parry.FailStaleEpoch, map[string]any{"epoch": json.Number(fmt.Sprint(f.epoch))}), nil
+	case f.revision > s.Vars["parry_sent_revision"].(int64) && !adopt && s.Kind != parry.RunVerify:
+		return failed(parry.FailStaleRevision, nil), nil
 	}
-	out := &ansible.Outcome{State: parry.RunSucceeded, Dir: dir}
+	out := &ansible.Outcome{
+		State: parry.RunSucceeded, Dir: dir, Details: map[string]any{"revision": json.Number(fmt.Sprint(f.revision))},
+	}
 	claim := f.held
 	if s.Kind != parry.RunVerify {
 		var keep []string
@@ -435,7 +469,7 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 		if claim = keep; !f.echo {
 			f.held = keep
 		}
-		f.epoch, f.controller, f.flushed = epoch, controller, false
+		f.epoch, f.controller, f.flushed, f.revision = epoch, controller, false, s.Vars["parry_revision"].(int64)
 	}
 	if f.noProof {
 		return out, nil

@@ -51,15 +51,16 @@ func noFirewall(name string) error {
 
 // SyncFirewalls makes the known firewalls those of the configuration (Name and Digest count). A new one starts at 0; a changed digest makes
 // dirty; one that is missing is no longer listed, and stays until it is retired; one that comes back is dirty and no longer retiring. A new
-// one's epoch starts at the revision, above what epochs reach by themselves: the firewall may remember one from before it was retired.
+// one's epoch and sent revision start at the revision, above what epochs reach by themselves: the firewall may remember both from before it
+// was retired.
 func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 	return s.write(ctx, "take over the configured firewalls", func(t *tx) error {
 		t.wakes |= wakeDesired
 		names := make([]any, 0, len(fws))
 		for _, fw := range fws {
 			names = append(names, fw.Name)
-			err := t.exec(`INSERT INTO firewalls (name, listed, retiring, digest, applied_rev, dirty_rev, epoch, adopt, approved, incident, proof,
-					proved_at, last_run) VALUES ($1, 1, 0, $2, 0, $3, $3, 0, 0, '', '', 0, '')
+			err := t.exec(`INSERT INTO firewalls (name, listed, retiring, digest, applied_rev, dirty_rev, sent_rev, epoch, adopt, approved, incident, proof,
+					proved_at, last_run) VALUES ($1, 1, 0, $2, 0, $3, $3, $3, 0, 0, '', '', 0, '')
 				ON CONFLICT (name) DO UPDATE SET listed = 1, digest = excluded.digest, dirty_rev = excluded.dirty_rev,
 					retiring = CASE WHEN firewalls.listed = 1 THEN firewalls.retiring ELSE 0 END
 				WHERE firewalls.digest <> excluded.digest OR firewalls.listed = 0`, fw.Name, fw.Digest, int64(t.rev))
@@ -75,7 +76,7 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 }
 
 const firewallQuery = `
-	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.verify_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof,
+	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof,
 		f.proved_at, f.last_run, coalesce(h.held_by, a.held_by, ''), coalesce(h.reason, a.reason), coalesce(h.since, a.since, 0)
 	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''`
 
@@ -83,7 +84,7 @@ func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
 	var listed, retiring, adopt, approved, proved, since int64
 	var inc, proof string
 	var reason []byte
-	err = r.Scan(&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.VerifyRev, &f.Epoch, &adopt, &approved, &inc, &proof,
+	err = r.Scan(&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.Epoch, &adopt, &approved, &inc, &proof,
 		&proved, &f.LastRun, &f.Hold.By, &reason, &since)
 	if err != nil {
 		return f, err

@@ -186,6 +186,46 @@ func runsBeginAndFinish(e *env) {
 	e.wantKind(err, parry.KindNotFound)
 }
 
+func sentIsWhatARunMayHaveBrought(e *env) {
+	e.sync("fw1@a")
+	l := e.lane("fw1")
+	want := e.firewall("fw1").SentRev // of a firewall that is new here: it may know revisions from before it was retired
+	if want == 0 {
+		e.Fatal("a new firewall starts at 0")
+	}
+	end := func(what string, counts bool, change func(*parry.Run)) {
+		e.Helper()
+		e.put(e.ask("203.0.113.1"))
+		r := e.run(l)
+		e.ok(e.BeginRun(e.Context(), r))
+		same(e, "while it runs: "+what, e.firewall("fw1").SentRev, want)
+		if change(&r); counts {
+			want = r.Revision
+		}
+		e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r}))
+		same(e, what, e.firewall("fw1").SentRev, want)
+	}
+	end("done", true, func(r *parry.Run) { r.State = parry.RunSucceeded })
+	end("proof does not match", true, func(r *parry.Run) { r.State, r.Failure = parry.RunFailed, parry.FailProof })
+	end("timed out", true, func(r *parry.Run) { r.State, r.Failure = parry.RunUnknown, parry.FailTimeout })
+	end("connection lost on the way", true, func(r *parry.Run) { r.State, r.Failure = parry.RunUnknown, parry.FailUnreachable })
+	end("no connection", false, func(r *parry.Run) { r.State, r.Failure = parry.RunFailed, parry.FailUnreachable })
+	end("turned away", false, func(r *parry.Run) { r.State, r.Failure = parry.RunFailed, parry.FailStaleRevision })
+	end("read only", false, func(r *parry.Run) { r.State, r.Kind = parry.RunSucceeded, parry.RunVerify })
+
+	e.put(e.ask("203.0.113.2"))
+	killed, late := e.run(l), e.run(l)
+	e.ok(e.BeginRun(e.Context(), killed))
+	e.ok(e.AbandonRuns(e.Context(), "fw1"))
+	same(e, "killed", e.firewall("fw1").SentRev, killed.Revision)
+	late.Revision, late.State = killed.Revision+1, parry.RunSucceeded
+	e.ok(l.RaiseEpoch(e.Context(), l.Epoch))
+	if err := e.FinishRun(e.Context(), parry.FinishRun{Run: late}); !errors.Is(err, store.ErrLaneLost) {
+		e.Fatal("late:", err)
+	}
+	same(e, "of a lane that was taken over", e.firewall("fw1").SentRev, late.Revision)
+}
+
 func runsOfADeadControllerAreAbandoned(e *env) {
 	e.sync("fw1@a", "fw2@a")
 	l1, l2 := e.lane("fw1"), e.lane("fw2")

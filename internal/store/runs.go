@@ -83,6 +83,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		if err != nil {
 			return err
 		}
+		if err := t.sent(&f.Run); err != nil {
+			return err
+		}
 		if late = epoch != f.Run.Epoch; late {
 			return nil
 		}
@@ -116,6 +119,15 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 	return err
 }
 
+// sent keeps the highest revision that a run may have brought to its firewall.
+func (t *tx) sent(r *parry.Run) error {
+	rev := r.SentRevision()
+	if rev == 0 {
+		return nil
+	}
+	return t.exec(`UPDATE firewalls SET sent_rev = $2 WHERE name = $1 AND sent_rev < $2`, r.Firewall, int64(rev))
+}
+
 // setRejects replaces what a firewall refuses. Rejects of blocks that were forgotten meanwhile are left out.
 func (t *tx) setRejects(firewall string, rs []parry.Reject) error {
 	if err := t.exec(`DELETE FROM rejects WHERE firewall = $1`, firewall); err != nil {
@@ -135,6 +147,11 @@ func (t *tx) setRejects(firewall string, rs []parry.Reject) error {
 // once no such run can be on any more.
 func (s *Store) AbandonRuns(ctx context.Context, firewall string) error {
 	return s.write(ctx, "abandon the runs of "+firewall, func(t *tx) error {
+		err := t.exec(`UPDATE firewalls SET sent_rev = (SELECT max(revision) FROM runs WHERE firewall = $1 AND state = 'running')
+			WHERE name = $1 AND sent_rev < (SELECT max(revision) FROM runs WHERE firewall = $1 AND state = 'running')`, firewall)
+		if err != nil {
+			return err
+		}
 		n, err := t.execN(`UPDATE runs SET state = 'unknown', failure = $2, message = $3, ended_at = $4 WHERE firewall = $1 AND state = 'running'`,
 			firewall, string(parry.FailCancelled), []byte("the controller ended while this run was on"), micros(t.now))
 		if n > 0 {

@@ -43,6 +43,7 @@ var phrases = map[parry.Failure]string{
 	parry.FailProof:             "holds something else than parry sent",
 	parry.FailNoProof:           "gave no proof",
 	parry.FailStaleEpoch:        "knows a newer parry database",
+	parry.FailStaleRevision:     "holds more than this database knows",
 	parry.FailForeignController: "belongs to another parry",
 	parry.FailFlushed:           "was flushed by hand",
 	parry.FailBusy:              "busy",

@@ -25,6 +25,7 @@ options:
   controller: {description: Who controls the firewall., type: str}
   epoch: {description: Fencing number; an older one is refused., type: int}
   revision: {description: Revision of the desired state., type: int}
+  sent_revision: {description: Highest revision that the controller may have applied before., type: int}
   run_id: {description: Name of this run., type: str}
   adopt: {description: Take over from another controller or after a flush., type: bool}
   max_rules: {description: Largest number of rules., type: int}
@@ -83,6 +84,7 @@ class ActionModule(ActionBase):
             "kill_states": boolean(args.get("kill_states", True)),
             "epoch": number(args, "epoch", 0),
             "revision": number(args, "revision", 0),
+            "sent_revision": number(args, "sent_revision", 0),
             "max_rules": number(args, "max_rules", 200),
         }
         for key, default in (("mode", ""), ("role", "single"), ("action", "block")):

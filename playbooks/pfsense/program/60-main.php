@@ -3,11 +3,12 @@
 
 const PARRY_LOCK_SECONDS = ['apply' => 20, 'verify' => 20, 'flush' => 5];
 const PARRY_INERT_SECONDS = 86400;
+const PARRY_CLAIM = ['controller' => 1, 'epoch' => 1, 'held' => 1, 'revision' => 1];        /* what must be known before anything changes */
 const PARRY_FEW = 256;         /* entries that are changed in a table one by one */
 
 /**
- * @param array{mode: string, check: bool, diff: bool, controller: string, epoch: int, revision: int, run_id: string, adopt: bool,
- *              max_rules: int, role: string, action: string, log: bool, kill_states: bool} $run
+ * @param array{mode: string, check: bool, diff: bool, controller: string, epoch: int, revision: int, sent_revision: int, run_id: string,
+ *              adopt: bool, max_rules: int, role: string, action: string, log: bool, kill_states: bool} $run
  */
 function parry_main(array $run, string $desired): void
 {
@@ -43,7 +44,7 @@ function parry_main(array $run, string $desired): void
 function parry_facts(array $run, array $state, array $loaded, array $more = []): array
 {
     return parry_proof($loaded) + $more + ['added' => 0, 'removed' => 0, 'rejected' => [], 'epoch' => $state['epoch'],
-        'controller' => $state['controller'], 'held' => $state['held'], 'run_id' => $run['run_id'], 'old_rules' => parry_old_rules(), 'version' => parry_version()] + parry_identity();
+        'controller' => $state['controller'], 'revision' => $state['revision'], 'held' => $state['held'], 'run_id' => $run['run_id'], 'old_rules' => parry_old_rules(), 'version' => parry_version()] + parry_identity();
 }
 
 /** Rules that the practice before parry left behind; all of them bear this tracker. They are told, and left alone. */
@@ -71,8 +72,11 @@ function parry_claim(array $run, array $state): array
         if ($run['epoch'] < $state['epoch']) {
             throw new ParryFailure('stale_epoch', "this run has epoch {$run['epoch']}, the firewall knows {$state['epoch']}: a newer controller is at work, or this one was restored from a backup", ['epoch' => $state['epoch'], 'controller' => $state['controller']]);
         }
+        if ($run['sent_revision'] < $state['revision']) {
+            throw new ParryFailure('stale_revision', "this firewall was brought to revision {$state['revision']}, the controller knows of {$run['sent_revision']} at most: it was restored from a backup, or this run is an old one", ['revision' => $state['revision'], 'epoch' => $state['epoch'], 'controller' => $state['controller']]);
+        }
     }
-    return ['controller' => $run['controller'], 'epoch' => $run['epoch'], 'held' => false] + $state;
+    return ['controller' => $run['controller'], 'epoch' => $run['epoch'], 'held' => false, 'revision' => min($state['revision'], $run['revision'])] + $state;
 }
 
 function parry_apply(array $run, string $desired, array $firewall): array
@@ -110,7 +114,7 @@ function parry_apply(array $run, string $desired, array $firewall): array
         return ['changed' => (bool)$changed, 'msg' => parry_summary('would be', $facts), 'parry' => $facts] + $diff;
     }
 
-    if ([$state['controller'], $state['epoch'], $state['held']] !== [$known['controller'], $known['epoch'], $known['held']]) {
+    if (array_intersect_key($state, PARRY_CLAIM) != array_intersect_key($known, PARRY_CLAIM)) {
         parry_state_write($state);      /* before any change: from here on an older epoch is refused */
     }
     $undo = parry_write_tables($files);
@@ -142,8 +146,9 @@ function parry_apply(array $run, string $desired, array $firewall): array
     parry_require_loaded(array_diff_key($groups, $missing), $loaded);
     $counts['states_killed'] = $run['kill_states'] ? parry_kill_states($added) : 0;
     if ($changed || $state['empty'] != $known['empty']) {
-        $state['held'] = parry_state_read(true)['held'];        /* a flush that could not wait for us may have set it */
-        parry_state_write(['run_id' => $run['run_id'], 'revision' => $run['revision']] + $state);
+        $held = parry_state_read(true)['held'];         /* a flush that could not wait for us may have set it */
+        $state = ['held' => $held, 'run_id' => $run['run_id'], 'revision' => $run['revision']] + $state;
+        parry_state_write($state);
     }
     $facts = parry_facts($run, $state, $loaded, $counts);
     return ['changed' => (bool)$changed, 'msg' => parry_summary('', $facts), 'parry' => $facts] + $diff;
