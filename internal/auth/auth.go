@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -95,11 +96,48 @@ func (a *Auth) Authenticate(ctx context.Context, header string, remote netip.Add
 	if !ok || !strings.EqualFold(scheme, "Bearer") {
 		return nil, unauthenticated("only the scheme Bearer is known: send the header Authorization: Bearer parry_…")
 	}
+	return a.authenticate(ctx, text, remote, a.entry)
+}
+
+// AuthenticateReader is Authenticate for firewalls that fetch a list. It takes HTTP basic authentication too, which is all that many of them
+// know: the password is the token, the user anything. While the store cannot be asked it believes what it was told last, because some
+// firewalls stop blocking altogether when they are refused.
+func (a *Auth) AuthenticateReader(ctx context.Context, header string, remote netip.Addr) (*parry.Principal, error) {
+	if header == "" {
+		return nil, unauthenticated("this needs a token: as the password of HTTP basic authentication, or in the header Authorization: Bearer parry_…")
+	}
+	scheme, text, _ := strings.Cut(header, " ")
+	switch {
+	case strings.EqualFold(scheme, "Bearer"):
+	case strings.EqualFold(scheme, "Basic"):
+		b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
+		_, password, ok := strings.Cut(string(b), ":")
+		if err != nil || !ok {
+			return nil, unauthenticated("the basic authentication is not well-formed: give any user, and the token as the password")
+		}
+		text = password
+	default:
+		return nil, unauthenticated("only the schemes Basic and Bearer are known here")
+	}
+	return a.authenticate(ctx, text, remote, func(ctx context.Context, id parry.TokenID) (*entry, error) {
+		a.mu.Lock()
+		last := a.tokens[id]
+		a.mu.Unlock()
+		e, err := a.entry(ctx, id)
+		if err != nil && last != nil && ctx.Err() == nil && parry.KindOf(err) != parry.KindNotFound {
+			return last, nil
+		}
+		return e, err
+	})
+}
+
+// authenticate holds a token's text against the entry that find gives.
+func (a *Auth) authenticate(ctx context.Context, text string, remote netip.Addr, find func(context.Context, parry.TokenID) (*entry, error)) (*parry.Principal, error) {
 	id, secret, err := parse(strings.TrimSpace(text))
 	if err != nil {
 		return nil, unauthenticated("%s", err)
 	}
-	e, err := a.entry(ctx, id)
+	e, err := find(ctx, id)
 	if parry.KindOf(err) == parry.KindNotFound {
 		return nil, unauthenticated("the token is not valid")
 	} else if err != nil {
@@ -153,8 +191,11 @@ func (a *Auth) reload(ctx context.Context, id parry.TokenID) (*entry, error) {
 	t, err := a.o.Store.TokenByID(ctx, id)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err != nil {
+	switch {
+	case parry.KindOf(err) == parry.KindNotFound:
 		delete(a.tokens, id)
+		return nil, err
+	case err != nil:
 		return nil, err
 	}
 	e := &entry{token: t, until: now.Add(a.o.CacheFor)}

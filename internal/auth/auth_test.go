@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"net"
 	"net/http"
@@ -201,6 +202,77 @@ func TestAuthenticate_aBrokenStoreIsNoDenial(t *testing.T) {
 	if _, err := a.Authenticate(t.Context(), "Bearer "+text, home); parry.KindOf(err) != parry.KindInternal {
 		t.Errorf("got %v", err)
 	}
+}
+
+func TestAuthenticateReader(t *testing.T) {
+	t.Parallel()
+	basic := func(s string) string { return "Basic " + base64.StdEncoding.EncodeToString([]byte(s)) }
+	for name, c := range map[string]struct {
+		header func(text string) string
+		says   string // empty: good
+	}{
+		"token as the password": {header: func(s string) string { return basic("fw-b:" + s) }},
+		"no user":               {header: func(s string) string { return basic(":" + s) }},
+		"scheme in any case":    {header: func(s string) string { return "bASIC" + basic("x:" + s)[5:] }},
+		"bearer":                {header: func(s string) string { return "Bearer " + s }},
+		"none":                  {header: func(string) string { return "" }, says: "password"},
+		"token as the user":     {header: func(s string) string { return basic(s + ":") }, says: "no"},
+		"no colon":              {header: func(s string) string { return basic(s) }, says: "not well-formed"},
+		"no base64":             {header: func(s string) string { return "Basic x:" + s }, says: "not well-formed"},
+		"Digest":                {header: func(s string) string { return "Digest " + s }, says: "Basic and Bearer"},
+		"another's":             {header: func(string) string { x, _ := Mint(parry.NewTokenID(time.Now())); return basic("x:" + x) }, says: "not valid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, _, text, id := setup(t, parry.Token{Role: parry.RoleFeed}, Options{})
+			pr, err := a.AuthenticateReader(t.Context(), c.header(text), home)
+			if c.says != "" {
+				if parry.KindOf(err) != parry.KindUnauthenticated || !strings.Contains(err.Error(), c.says) {
+					t.Fatalf("got %v, want %q", err, c.says)
+				}
+				return
+			}
+			if err != nil || pr.Token.ID != id {
+				t.Fatalf("got %+v, %v", pr, err)
+			}
+		})
+	}
+}
+
+func TestAuthenticateReader_believesWhatItKnewWhileTheStoreIsBroken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, m, text, _ := setup(t, parry.Token{Role: parry.RoleFeed, ExpiresAt: time.Now().Add(time.Hour)}, Options{CacheFor: time.Second})
+		ask := func(by func(context.Context, string, netip.Addr) (*parry.Principal, error)) parry.Kind {
+			_, err := by(t.Context(), "Bearer "+text, home)
+			if err == nil {
+				return ""
+			}
+			return parry.KindOf(err)
+		}
+		if got := ask(a.AuthenticateReader); got != "" {
+			t.Fatal(got)
+		}
+		m.broken = errors.New("disk on fire")
+		time.Sleep(time.Minute)
+		for range 2 {
+			if got := ask(a.AuthenticateReader); got != "" {
+				t.Errorf("a reader that was known: %s", got)
+			}
+			if got := ask(a.Authenticate); got != parry.KindInternal {
+				t.Errorf("anyone else: %q", got)
+			}
+		}
+		time.Sleep(time.Hour)
+		if got := ask(a.AuthenticateReader); got != parry.KindUnauthenticated {
+			t.Errorf("past its time: %q", got)
+		}
+		m.broken = nil
+		clear(m.tokens)
+		if got := ask(a.AuthenticateReader); got != parry.KindUnauthenticated {
+			t.Errorf("a token that is gone: %q", got)
+		}
+	})
 }
 
 func TestAllow_countsPerMinute(t *testing.T) {
