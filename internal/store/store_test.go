@@ -75,6 +75,7 @@ var suite = []func(*env){
 	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
 	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits,
 	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold,
+	feedReadersAddUp,
 }
 
 func TestStore(t *testing.T) {

@@ -1,0 +1,16 @@
+-- +goose Up
+
+-- Who fetches which feed, in which form, and what it has. The token's name as it was then.
+CREATE TABLE feed_readers (
+    feed       text COLLATE "C" NOT NULL,
+    token_id   text COLLATE "C" NOT NULL,
+    query      text COLLATE "C" NOT NULL,
+    remote     text COLLATE "C" NOT NULL, -- empty: the local socket
+    token_name text   NOT NULL,
+    last_read  bigint NOT NULL,
+    status     bigint NOT NULL,
+    etag       text   NOT NULL,
+    rev        bigint NOT NULL,
+    reads      bigint NOT NULL,
+    PRIMARY KEY (feed, token_id, query, remote)
+);
