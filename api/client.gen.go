@@ -131,6 +131,90 @@ func (e ExemptionSource) Valid() bool {
 	}
 }
 
+// Defines values for FeedType.
+const (
+	FeedTypeAsn    FeedType = "asn"
+	FeedTypeCidr   FeedType = "cidr"
+	FeedTypeDomain FeedType = "domain"
+	FeedTypeIP     FeedType = "ip"
+	FeedTypeUser   FeedType = "user"
+)
+
+// Valid indicates whether the value is a known member of the FeedType enum.
+func (e FeedType) Valid() bool {
+	switch e {
+	case FeedTypeAsn:
+		return true
+	case FeedTypeCidr:
+		return true
+	case FeedTypeDomain:
+		return true
+	case FeedTypeIP:
+		return true
+	case FeedTypeUser:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FeedFormat.
+const (
+	FeedFormatCdbOssec FeedFormat = "cdb-ossec"
+	FeedFormatCdbWazuh FeedFormat = "cdb-wazuh"
+	FeedFormatCidr     FeedFormat = "cidr"
+	FeedFormatCsv      FeedFormat = "csv"
+	FeedFormatGeo      FeedFormat = "geo"
+	FeedFormatIprep    FeedFormat = "iprep"
+	FeedFormatJSON     FeedFormat = "json"
+	FeedFormatMap      FeedFormat = "map"
+	FeedFormatPlain    FeedFormat = "plain"
+)
+
+// Valid indicates whether the value is a known member of the FeedFormat enum.
+func (e FeedFormat) Valid() bool {
+	switch e {
+	case FeedFormatCdbOssec:
+		return true
+	case FeedFormatCdbWazuh:
+		return true
+	case FeedFormatCidr:
+		return true
+	case FeedFormatCsv:
+		return true
+	case FeedFormatGeo:
+		return true
+	case FeedFormatIprep:
+		return true
+	case FeedFormatJSON:
+		return true
+	case FeedFormatMap:
+		return true
+	case FeedFormatPlain:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FeedScope.
+const (
+	FeedScopeAll   FeedScope = "all"
+	FeedScopeWhole FeedScope = "whole"
+)
+
+// Valid indicates whether the value is a known member of the FeedScope enum.
+func (e FeedScope) Valid() bool {
+	switch e {
+	case FeedScopeAll:
+		return true
+	case FeedScopeWhole:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for FirewallCondition.
 const (
 	FirewallConditionFailing  FirewallCondition = "failing"
@@ -612,6 +696,93 @@ type Explanation struct {
 	Special string `json:"special,omitempty,omitzero"`
 }
 
+// Feed defines model for Feed.
+type Feed struct {
+	// ChangedAt When keys last came or went
+	ChangedAt time.Time `json:"changed_at,omitempty,omitzero"`
+
+	// Entries Different keys
+	Entries int          `json:"entries"`
+	Formats []FeedFormat `json:"formats"`
+	Name    string       `json:"name"`
+
+	// Revision As of which it was read
+	Revision int64    `json:"revision"`
+	Type     FeedType `json:"type"`
+}
+
+// FeedType defines model for Feed.Type.
+type FeedType string
+
+// FeedDocument defines model for FeedDocument.
+type FeedDocument struct {
+	// Count Entries here
+	Count   int `json:"count"`
+	Entries []struct {
+		// Comment Hostile text
+		Comment string `json:"comment,omitempty,omitzero"`
+		Count   int64  `json:"count,omitempty,omitzero"`
+
+		// ExpiresAt Left out is without end
+		ExpiresAt time.Time `json:"expires_at,omitempty,omitzero"`
+		FirstSeen time.Time `json:"first_seen,omitempty,omitzero"`
+
+		// Key An address or prefix, or the list's kind of key
+		Key      string    `json:"key"`
+		LastSeen time.Time `json:"last_seen,omitempty,omitzero"`
+	} `json:"entries"`
+	Feed string `json:"feed"`
+
+	// LeftOut Entries that cannot be expressed
+	LeftOut int `json:"left_out,omitempty,omitzero"`
+
+	// Total Entries before the limit
+	Total int    `json:"total"`
+	Type  string `json:"type"`
+}
+
+// FeedFormat defines model for FeedFormat.
+type FeedFormat string
+
+// FeedList defines model for FeedList.
+type FeedList struct {
+	// AsOf When the database was read last; left out before the first time
+	AsOf  time.Time `json:"as_of,omitempty,omitzero"`
+	Feeds []Feed    `json:"feeds"`
+
+	// Readers By feed and token
+	Readers []FeedReader `json:"readers"`
+}
+
+// FeedReader defines model for FeedReader.
+type FeedReader struct {
+	// BehindSince When the feed came to differ from what it has; left out when it is up to date
+	BehindSince time.Time `json:"behind_since,omitempty,omitzero"`
+
+	// Etag Of what it has
+	Etag string `json:"etag,omitempty,omitzero"`
+	Feed string `json:"feed"`
+
+	// Form What it asks for, as parameters
+	Form       string    `json:"form"`
+	LastRead   time.Time `json:"last_read"`
+	Reads      int64     `json:"reads"`
+	RemoteAddr string    `json:"remote_addr"`
+
+	// Revision As of which it has the feed
+	Revision int64 `json:"revision"`
+
+	// Status 200, or 304 when it had that already
+	Status int `json:"status"`
+
+	// Token The token's name
+	Token   string `json:"token"`
+	TokenID string `json:"token_id,omitempty,omitzero"`
+}
+
+// FeedScope defines model for FeedScope.
+type FeedScope string
+
 // FieldProblem defines model for FieldProblem.
 type FieldProblem struct {
 	// Detail What is wrong and what to write instead
@@ -915,6 +1086,24 @@ type BlockID = string
 // Cursor defines model for Cursor.
 type Cursor = string
 
+// FeedAggregate defines model for FeedAggregate.
+type FeedAggregate = bool
+
+// FeedCategory defines model for FeedCategory.
+type FeedCategory = int
+
+// FeedFamily defines model for FeedFamily.
+type FeedFamily = int
+
+// FeedLimit defines model for FeedLimit.
+type FeedLimit = int
+
+// FeedScore defines model for FeedScore.
+type FeedScore = int
+
+// FeedValue defines model for FeedValue.
+type FeedValue = string
+
 // FirewallName defines model for FirewallName.
 type FirewallName = string
 
@@ -1031,6 +1220,66 @@ type ListBlockRequestsParams struct {
 type ExplainParams struct {
 	// Address An address or prefix
 	Address string `form:"address" json:"address"`
+}
+
+// GetFeedParams defines parameters for GetFeed.
+type GetFeedParams struct {
+	// Format `plain` an address or prefix a line (FortiGate, pfSense, pfBlockerNG); `cidr` a prefix a line with comments only behind an entry (Palo
+	// Alto); `csv`, `json`; `cdb-wazuh` and `cdb-ossec` key:value; `iprep` Suricata; `geo` nginx; `map` HAProxy. The default is plain. Lists of
+	// other keys than addresses have plain, csv, json, map and the CDB formats.
+	Format *FeedFormat `form:"format,omitempty" json:"format,omitempty"`
+
+	// Scope Of the feed `blocks`: `whole`, the default, is blocks of all that comes from a source; `all` adds the sources of those of one destination,
+	// protocol, port or interface, of which a consumer will drop more than was asked for.
+	Scope *FeedScope `form:"scope,omitempty" json:"scope,omitempty"`
+
+	// Family 4 or 6; the default is both
+	Family *FeedFamily `form:"family,omitempty" json:"family,omitempty"`
+
+	// Aggregate The fewest prefixes that cover exactly the same addresses
+	Aggregate *FeedAggregate `form:"aggregate,omitempty" json:"aggregate,omitempty"`
+
+	// Limit The newest so many entries; the default is all
+	Limit *FeedLimit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Category Of iprep: 1 to 59; the default is 1
+	Category *FeedCategory `form:"category,omitempty" json:"category,omitempty"`
+
+	// Score Of iprep: 1 to 127; the default is 100
+	Score *FeedScore `form:"score,omitempty" json:"score,omitempty"`
+
+	// Value Of geo, map (1) and the CDB formats (the feed's name): what stands beside each key
+	Value *FeedValue `form:"value,omitempty" json:"value,omitempty"`
+}
+
+// HeadFeedParams defines parameters for HeadFeed.
+type HeadFeedParams struct {
+	// Format `plain` an address or prefix a line (FortiGate, pfSense, pfBlockerNG); `cidr` a prefix a line with comments only behind an entry (Palo
+	// Alto); `csv`, `json`; `cdb-wazuh` and `cdb-ossec` key:value; `iprep` Suricata; `geo` nginx; `map` HAProxy. The default is plain. Lists of
+	// other keys than addresses have plain, csv, json, map and the CDB formats.
+	Format *FeedFormat `form:"format,omitempty" json:"format,omitempty"`
+
+	// Scope Of the feed `blocks`: `whole`, the default, is blocks of all that comes from a source; `all` adds the sources of those of one destination,
+	// protocol, port or interface, of which a consumer will drop more than was asked for.
+	Scope *FeedScope `form:"scope,omitempty" json:"scope,omitempty"`
+
+	// Family 4 or 6; the default is both
+	Family *FeedFamily `form:"family,omitempty" json:"family,omitempty"`
+
+	// Aggregate The fewest prefixes that cover exactly the same addresses
+	Aggregate *FeedAggregate `form:"aggregate,omitempty" json:"aggregate,omitempty"`
+
+	// Limit The newest so many entries; the default is all
+	Limit *FeedLimit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Category Of iprep: 1 to 59; the default is 1
+	Category *FeedCategory `form:"category,omitempty" json:"category,omitempty"`
+
+	// Score Of iprep: 1 to 127; the default is 100
+	Score *FeedScore `form:"score,omitempty" json:"score,omitempty"`
+
+	// Value Of geo, map (1) and the CDB formats (the feed's name): what stands beside each key
+	Value *FeedValue `form:"value,omitempty" json:"value,omitempty"`
 }
 
 // HookWazuhJSONBody defines parameters for HookWazuh.
@@ -1260,6 +1509,26 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/explain (the `Explain` operationId).
 	Explain(ctx context.Context, params *ExplainParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListFeeds The feeds, who reads them, and how far behind each reader is
+	//
+	// Corresponds with GET /api/v1/feeds (the `ListFeeds` operationId).
+	ListFeeds(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetFeed A feed in the form that its consumer reads
+	//
+	// Sorted and canonical, and never an empty body: in formats that know comments the first line begins with `#`. Served from a snapshot that
+	// is a few seconds old (`feeds.max_age`). While the database cannot be read the last snapshot is served until `feeds.stale_after`, then 503.
+	//
+	// Takes HTTP basic authentication, too: the password is the token, the user anything.
+	//
+	// Corresponds with GET /api/v1/feeds/{name} (the `GetFeed` operationId).
+	GetFeed(ctx context.Context, name string, params *GetFeedParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HeadFeed The headers of a feed
+	//
+	// Corresponds with HEAD /api/v1/feeds/{name} (the `HeadFeed` operationId).
+	HeadFeed(ctx context.Context, name string, params *HeadFeedParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListFirewalls Every firewall and how it stands
 	//
@@ -1682,6 +1951,56 @@ func (c *Client) DeleteExemption(ctx context.Context, id string, reqEditors ...R
 // Corresponds with GET /api/v1/explain (the `Explain` operationId).
 func (c *Client) Explain(ctx context.Context, params *ExplainParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewExplainRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListFeeds The feeds, who reads them, and how far behind each reader is
+//
+// Corresponds with GET /api/v1/feeds (the `ListFeeds` operationId).
+func (c *Client) ListFeeds(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListFeedsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetFeed A feed in the form that its consumer reads
+//
+// Sorted and canonical, and never an empty body: in formats that know comments the first line begins with `#`. Served from a snapshot that
+// is a few seconds old (`feeds.max_age`). While the database cannot be read the last snapshot is served until `feeds.stale_after`, then 503.
+//
+// Takes HTTP basic authentication, too: the password is the token, the user anything.
+//
+// Corresponds with GET /api/v1/feeds/{name} (the `GetFeed` operationId).
+func (c *Client) GetFeed(ctx context.Context, name string, params *GetFeedParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetFeedRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HeadFeed The headers of a feed
+//
+// Corresponds with HEAD /api/v1/feeds/{name} (the `HeadFeed` operationId).
+func (c *Client) HeadFeed(ctx context.Context, name string, params *HeadFeedParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHeadFeedRequest(c.Server, name, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2925,6 +3244,323 @@ func NewExplainRequest(server string, params *ExplainParams) (*http.Request, err
 	return req, nil
 }
 
+// NewListFeedsRequest constructs an http.Request for the ListFeeds method
+func NewListFeedsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/feeds")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetFeedRequest constructs an http.Request for the GetFeed method
+func NewGetFeedRequest(server string, name string, params *GetFeedParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/feeds/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Scope != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "scope", *params.Scope, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Family != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "family", *params.Family, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Aggregate != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "aggregate", *params.Aggregate, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Category != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "category", *params.Category, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Score != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "score", *params.Score, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Value != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "value", *params.Value, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewHeadFeedRequest constructs an http.Request for the HeadFeed method
+func NewHeadFeedRequest(server string, name string, params *HeadFeedParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/feeds/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Scope != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "scope", *params.Scope, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Family != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "family", *params.Family, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Aggregate != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "aggregate", *params.Aggregate, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Category != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "category", *params.Category, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Score != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "score", *params.Score, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Value != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "value", *params.Value, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodHead, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListFirewallsRequest constructs an http.Request for the ListFirewalls method
 func NewListFirewallsRequest(server string) (*http.Request, error) {
 	var err error
@@ -3961,6 +4597,32 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/explain (the `Explain` operationId).
 	ExplainWithResponse(ctx context.Context, params *ExplainParams, reqEditors ...RequestEditorFn) (*ExplainResult, error)
 
+	// ListFeedsWithResponse The feeds, who reads them, and how far behind each reader is
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/feeds (the `ListFeeds` operationId).
+	ListFeedsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListFeedsResult, error)
+
+	// GetFeedWithResponse A feed in the form that its consumer reads
+	//
+	// Sorted and canonical, and never an empty body: in formats that know comments the first line begins with `#`. Served from a snapshot that
+	// is a few seconds old (`feeds.max_age`). While the database cannot be read the last snapshot is served until `feeds.stale_after`, then 503.
+	//
+	// Takes HTTP basic authentication, too: the password is the token, the user anything.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/feeds/{name} (the `GetFeed` operationId).
+	GetFeedWithResponse(ctx context.Context, name string, params *GetFeedParams, reqEditors ...RequestEditorFn) (*GetFeedResult, error)
+
+	// HeadFeedWithResponse The headers of a feed
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with HEAD /api/v1/feeds/{name} (the `HeadFeed` operationId).
+	HeadFeedWithResponse(ctx context.Context, name string, params *HeadFeedParams, reqEditors ...RequestEditorFn) (*HeadFeedResult, error)
+
 	// ListFirewallsWithResponse Every firewall and how it stands
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4819,6 +5481,176 @@ func (r ExplainResult) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ExplainResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListFeedsResultDefaultHeaders the declared response headers of an HTTP default response for ListFeeds
+type ListFeedsResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ListFeedsResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *FeedList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListFeedsResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListFeedsResult) GetJSON200() *FeedList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListFeedsResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListFeedsResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListFeedsResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListFeedsResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListFeedsResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetFeedResult200Headers the declared response headers of an HTTP 200 response for GetFeed
+type GetFeedResult200Headers struct {
+	ETag            string
+	LastModified    string
+	XParryEntries   int
+	XParryLeftOut   int
+	XParryRevision  int64
+	XParryTruncated string
+}
+
+// GetFeedResultDefaultHeaders the declared response headers of an HTTP default response for GetFeed
+type GetFeedResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type GetFeedResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *FeedDocument
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetFeedResult200Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetFeedResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetFeedResult) GetJSON200() *FeedDocument {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetFeedResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetFeedResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetFeedResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetFeedResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetFeedResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// HeadFeedResultDefaultHeaders the declared response headers of an HTTP default response for HeadFeed
+type HeadFeedResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type HeadFeedResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *HeadFeedResultDefaultHeaders
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r HeadFeedResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r HeadFeedResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r HeadFeedResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r HeadFeedResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r HeadFeedResult) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6355,6 +7187,50 @@ func (c *ClientWithResponses) ExplainWithResponse(ctx context.Context, params *E
 	return ParseExplainResult(rsp)
 }
 
+// ListFeedsWithResponse The feeds, who reads them, and how far behind each reader is
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/feeds (the `ListFeeds` operationId).
+func (c *ClientWithResponses) ListFeedsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListFeedsResult, error) {
+	rsp, err := c.ListFeeds(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListFeedsResult(rsp)
+}
+
+// GetFeedWithResponse A feed in the form that its consumer reads
+//
+// Sorted and canonical, and never an empty body: in formats that know comments the first line begins with `#`. Served from a snapshot that
+// is a few seconds old (`feeds.max_age`). While the database cannot be read the last snapshot is served until `feeds.stale_after`, then 503.
+//
+// Takes HTTP basic authentication, too: the password is the token, the user anything.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/feeds/{name} (the `GetFeed` operationId).
+func (c *ClientWithResponses) GetFeedWithResponse(ctx context.Context, name string, params *GetFeedParams, reqEditors ...RequestEditorFn) (*GetFeedResult, error) {
+	rsp, err := c.GetFeed(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetFeedResult(rsp)
+}
+
+// HeadFeedWithResponse The headers of a feed
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with HEAD /api/v1/feeds/{name} (the `HeadFeed` operationId).
+func (c *ClientWithResponses) HeadFeedWithResponse(ctx context.Context, name string, params *HeadFeedParams, reqEditors ...RequestEditorFn) (*HeadFeedResult, error) {
+	rsp, err := c.HeadFeed(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeadFeedResult(rsp)
+}
+
 // ListFirewallsWithResponse Every firewall and how it stands
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7298,6 +8174,194 @@ func ParseExplainResult(rsp *http.Response) (*ExplainResult, error) {
 	switch {
 	case true:
 		var headers ExplainResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListFeedsResult parses an HTTP response from a ListFeedsWithResponse call
+func ParseListFeedsResult(rsp *http.Response) (*ListFeedsResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListFeedsResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest FeedList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListFeedsResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetFeedResult parses an HTTP response from a GetFeedWithResponse call
+func ParseGetFeedResult(rsp *http.Response) (*GetFeedResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetFeedResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest FeedDocument
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/plain) unsupported
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetFeedResult200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Last-Modified"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Last-Modified", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.LastModified = value
+		}
+		if values := rsp.Header.Values("X-Parry-Entries"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Parry-Entries", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.XParryEntries = value
+		}
+		if values := rsp.Header.Values("X-Parry-Left-Out"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Parry-Left-Out", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.XParryLeftOut = value
+		}
+		if values := rsp.Header.Values("X-Parry-Revision"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Parry-Revision", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.XParryRevision = value
+		}
+		if values := rsp.Header.Values("X-Parry-Truncated"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "X-Parry-Truncated", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.XParryTruncated = value
+		}
+		response.Headers200 = &headers
+	case true:
+		var headers GetFeedResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseHeadFeedResult parses an HTTP response from a HeadFeedWithResponse call
+func ParseHeadFeedResult(rsp *http.Response) (*HeadFeedResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &HeadFeedResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		break // No content-type
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers HeadFeedResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/parry/parry/internal/bundle"
 	"github.com/parry/parry/internal/cert"
 	"github.com/parry/parry/internal/config"
+	"github.com/parry/parry/internal/feeds"
 	"github.com/parry/parry/internal/httpapi"
 	"github.com/parry/parry/internal/notify"
 	"github.com/parry/parry/internal/parry"
@@ -62,6 +63,7 @@ type App struct {
 	auth       *auth.Auth
 	reconciler *reconcile.Reconciler
 	notifier   *notify.Worker
+	feeds      *feeds.Feeds
 	api        *httpapi.Server
 	registry   *prometheus.Registry
 	cert       *cert.Source
@@ -163,6 +165,9 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 		return nil, err
 	}
 	if a.reconciler, err = newReconciler(a, cfg, controller); err != nil {
+		return nil, err
+	}
+	if a.feeds, err = newFeeds(a); err != nil {
 		return nil, err
 	}
 	if a.api, err = newAPI(a, cfg); err != nil {
@@ -273,6 +278,7 @@ func (a *App) Run(ctx context.Context) error {
 
 	stage(restCtx, "notifier", a.notifier.Run)
 	stage(restCtx, "token use", a.auth.Run)
+	stage(restCtx, "feeds", a.feeds.Run)
 	stage(restCtx, "upkeep", a.upkeep)
 	stage(lanesCtx, "warm ssh", a.keepWarm)
 	lanes := stage(lanesCtx, "reconciler", a.reconciler.Run)

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/parry/parry/internal/config"
+	"github.com/parry/parry/internal/feeds"
 	"github.com/parry/parry/internal/hooks"
 	"github.com/parry/parry/internal/httpapi"
 	"github.com/parry/parry/internal/notify/mail"
@@ -42,7 +43,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 		proxies[i] = p.String()
 	}
 	return httpapi.New(httpapi.Options{
-		Store: a.store, Auth: a.auth, Policy: a.policy, Fleet: a.fleet, Registry: a.registry,
+		Store: a.store, Auth: a.auth, Policy: a.policy, Fleet: a.fleet, Feeds: a.feeds, Registry: a.registry,
 		Settings: func() httpapi.Settings {
 			c := a.config()
 			return httpapi.Settings{
@@ -63,6 +64,15 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 		Checks:   a.checks(),
 		Version:  func() (string, string, string) { return a.o.Version, a.o.Commit, a.o.Built },
 		Proxies:  proxies, Now: a.o.Now, Logger: a.log,
+	})
+}
+
+func newFeeds(a *App) (*feeds.Feeds, error) {
+	return feeds.New(feeds.Options{
+		Store:      a.store,
+		MaxAge:     func() time.Duration { return a.config().Feeds.MaxAge.D() },
+		StaleAfter: func() time.Duration { return a.config().Feeds.StaleAfter.D() },
+		Now:        a.o.Now, Logger: a.log, Registerer: a.registry,
 	})
 }
 

@@ -23,6 +23,7 @@ type Config struct {
 	Limits           Limits      `yaml:"limits"`
 	Reconcile        Reconcile   `yaml:"reconcile"`
 	Retention        Retention   `yaml:"retention"`
+	Feeds            Feeds       `yaml:"feeds"`
 	Mail             Mail        `yaml:"mail"`
 	Log              Log         `yaml:"log"`
 	TrustedProxies   []Prefix    `yaml:"trusted_proxies"`
@@ -99,6 +100,12 @@ type Reconcile struct {
 	AuthBackoff Duration `yaml:"auth_backoff"`
 }
 
+// Feeds is what is published for those who fetch lists.
+type Feeds struct {
+	MaxAge     Duration `yaml:"max_age"`
+	StaleAfter Duration `yaml:"stale_after"`
+}
+
 // Retention is how long the past is kept.
 type Retention struct {
 	EndedBlocks Duration `yaml:"ended_blocks"`
@@ -170,6 +177,7 @@ func Default() *Config {
 			BackoffMax:  Duration(5 * time.Minute),
 			AuthBackoff: Duration(10 * time.Minute),
 		},
+		Feeds: Feeds{MaxAge: Duration(5 * time.Second), StaleAfter: Duration(24 * time.Hour)},
 		Retention: Retention{
 			EndedBlocks: Duration(90 * 24 * time.Hour),
 			Runs:        Duration(30 * 24 * time.Hour),

@@ -106,6 +106,9 @@ func (c *Config) Validate() []Problem {
 	v.require(r.BackoffMin <= r.BackoffMax, "reconcile.backoff_min", "%s is longer than backoff_max (%s)", r.BackoffMin, r.BackoffMax)
 	v.within("reconcile.auth_backoff", r.AuthBackoff, time.Second, 24*time.Hour)
 
+	v.within("feeds.max_age", c.Feeds.MaxAge, time.Second, time.Hour)
+	v.within("feeds.stale_after", c.Feeds.StaleAfter, time.Minute, year)
+
 	t := c.Retention
 	v.within("retention.ended_blocks", t.EndedBlocks, time.Hour, 100*year)
 	v.within("retention.runs", t.Runs, time.Hour, 100*year)

@@ -8,7 +8,7 @@ import (
 	"github.com/parry/parry/internal/parry"
 )
 
-// standing is the live blocks as of a revision, advanced by what changed. Only Run's goroutine uses it.
+// standing is the live blocks as of a revision, advanced by what changed.
 type standing struct {
 	rev    parry.Revision
 	blocks map[parry.BlockID]Entry

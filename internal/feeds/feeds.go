@@ -42,17 +42,18 @@ type Options struct {
 
 // Feeds serves snapshots. Safe for concurrent use.
 type Feeds struct {
-	o        Options
-	standing standing // Run's
-	version  int      // of the last snapshot that was made; Run's
-	readers  readers
-	metrics  *metrics
+	o       Options
+	readers readers
+	metrics *metrics
+	cache   cache
+
+	refreshing sync.Mutex // held over a refresh; guards the next two
+	standing   standing
+	version    int // of the last snapshot that was made
 
 	mu    sync.RWMutex
 	feeds map[string]*snapshot
 	fresh time.Time // when the database was read last
-
-	cache cache
 }
 
 const (
@@ -88,7 +89,7 @@ func New(o Options) (*Feeds, error) {
 func (f *Feeds) Run(ctx context.Context) error {
 	saved := f.o.Now()
 	for failing := false; ; {
-		err := f.refresh(ctx)
+		err := f.Refresh(ctx)
 		switch {
 		case ctx.Err() != nil:
 		case err != nil && !failing:
@@ -101,7 +102,7 @@ func (f *Feeds) Run(ctx context.Context) error {
 			saved = now
 			f.save(ctx)
 		}
-		wait := time.NewTimer(max(time.Second, f.o.MaxAge()))
+		wait := time.NewTimer(f.MaxAge())
 		select {
 		case <-ctx.Done():
 			wait.Stop()
@@ -114,8 +115,10 @@ func (f *Feeds) Run(ctx context.Context) error {
 	}
 }
 
-// refresh reads what changed and makes new snapshots where something did.
-func (f *Feeds) refresh(ctx context.Context) error {
+// Refresh reads what changed and makes new snapshots where something did. Run does it by itself.
+func (f *Feeds) Refresh(ctx context.Context) error {
+	f.refreshing.Lock()
+	defer f.refreshing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
 	began := f.o.Now()
@@ -139,6 +142,9 @@ func (f *Feeds) refresh(ctx context.Context) error {
 	f.fresh = began
 	return nil
 }
+
+// MaxAge is how late a feed may tell.
+func (f *Feeds) MaxAge() time.Duration { return max(time.Second, f.o.MaxAge()) }
 
 // Rendering is a feed in one format, ready to be sent. It is never changed.
 type Rendering struct {

@@ -18,8 +18,11 @@ type readers struct {
 	fresh map[parry.FeedReaderKey]parry.FeedReader
 }
 
-// Read notes that a caller was answered with a rendering, or told that it has it.
+// Read notes that a caller was answered with a rendering, or told that it has it. Root at the local socket only looks.
 func (f *Feeds) Read(pr *parry.Principal, q Query, r *Rendering, status int, etag string) {
+	if !pr.Remote.IsValid() {
+		return
+	}
 	k := parry.FeedReaderKey{TokenID: pr.Token.ID, Feed: q.Name, Query: q.form(), Remote: pr.Remote}
 	f.readers.mu.Lock()
 	defer f.readers.mu.Unlock()

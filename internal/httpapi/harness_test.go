@@ -18,6 +18,7 @@ import (
 
 	"github.com/parry/parry/api"
 	"github.com/parry/parry/internal/auth"
+	"github.com/parry/parry/internal/feeds"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/policy"
 	"github.com/parry/parry/internal/store"
@@ -30,6 +31,7 @@ type bench struct {
 	store  *store.Store
 	policy *policy.Policy
 	auth   *auth.Auth
+	feeds  *feeds.Feeds
 	tokens map[parry.Role]string
 	log    *logBuffer
 	clock  *clock
@@ -112,8 +114,12 @@ func newBenchOn(t testing.TB, on store.Options, change ...func(*Options)) *bench
 	if b.auth, err = auth.New(auth.Options{Store: b.store, Now: b.clock.now, Logger: logger}); err != nil {
 		t.Fatal(err)
 	}
+	registry := prometheus.NewRegistry()
+	if b.feeds, err = feeds.New(feeds.Options{Store: b.store, Now: b.clock.now, Logger: logger, Registerer: registry}); err != nil {
+		t.Fatal(err)
+	}
 	o := Options{
-		Store: b.store, Auth: b.auth, Policy: b.policy, Fleet: func() *parry.Fleet { return testFleet }, Registry: prometheus.NewRegistry(),
+		Store: b.store, Auth: b.auth, Policy: b.policy, Fleet: func() *parry.Fleet { return testFleet }, Feeds: b.feeds, Registry: registry,
 		Now: b.clock.now, Logger: logger,
 	}
 	for _, f := range change {

@@ -98,14 +98,19 @@ func saneID(s string) bool {
 	return true
 }
 
+// operation is what the document says of the request's route; zero when there is no such route.
+func (s *Server) operation(c *gin.Context) operation {
+	return s.doc.operations[c.Request.Method+" "+c.FullPath()]
+}
+
 // authorize finds out who asks and holds that against the right that the operation needs, then refuses unknown query parameters.
 func (s *Server) authorize(c *gin.Context) {
-	op, ok := s.doc.operations[c.Request.Method+" "+c.FullPath()]
-	if !ok {
+	op := s.operation(c)
+	if op.right == "" {
 		return // no such route: answered by NoRoute or NoMethod
 	}
 	if op.right != rightNone {
-		pr, err := s.authenticate(c)
+		pr, err := s.authenticate(c, op)
 		if err != nil {
 			if k := parry.KindOf(err); k == parry.KindUnauthenticated || k == parry.KindForbidden {
 				s.metrics.denied.WithLabelValues(string(k)).Inc()
@@ -127,7 +132,7 @@ func (s *Server) authorize(c *gin.Context) {
 	}
 }
 
-func (s *Server) authenticate(c *gin.Context) (*parry.Principal, error) {
+func (s *Server) authenticate(c *gin.Context, op operation) (*parry.Principal, error) {
 	values := c.Request.Header.Values("Authorization")
 	if len(values) == 0 {
 		if pr := auth.Local(c.Request.Context()); pr != nil {
@@ -137,6 +142,9 @@ func (s *Server) authenticate(c *gin.Context) (*parry.Principal, error) {
 	}
 	if len(values) > 1 {
 		return nil, parry.Errorf(parry.KindUnauthenticated, "send one Authorization header")
+	}
+	if op.right == string(parry.RightFeed) {
+		return s.o.Auth.AuthenticateReader(c.Request.Context(), values[0], s.remote(c))
 	}
 	return s.o.Auth.Authenticate(c.Request.Context(), values[0], s.remote(c))
 }

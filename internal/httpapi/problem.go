@@ -84,6 +84,9 @@ func (s *Server) fail(c *gin.Context, err error) {
 	switch e.Kind {
 	case parry.KindUnauthenticated:
 		h.Set("WWW-Authenticate", `Bearer realm="parry"`)
+		if s.operation(c).right == string(parry.RightFeed) {
+			h.Add("WWW-Authenticate", `Basic realm="parry", charset="UTF-8"`)
+		}
 	case parry.KindRateLimited, parry.KindUnavailable:
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(max(e.RetryAfter, time.Second).Seconds()))))
 	}

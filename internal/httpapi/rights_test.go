@@ -48,6 +48,10 @@ var routes = map[string][]parry.Role{
 	"GET /api/v1/runs/:id/log":    atLeast(parry.RoleReader),
 	"GET /api/v1/runs/:id/events": atLeast(parry.RoleReader),
 
+	"GET /api/v1/feeds":        atLeast(parry.RoleReader),
+	"GET /api/v1/feeds/:name":  append([]parry.Role{parry.RoleFeed}, atLeast(parry.RoleReader)...),
+	"HEAD /api/v1/feeds/:name": append([]parry.Role{parry.RoleFeed}, atLeast(parry.RoleReader)...),
+
 	"GET /api/v1/exemptions":        atLeast(parry.RoleReader),
 	"POST /api/v1/exemptions":       atLeast(parry.RoleApprover),
 	"DELETE /api/v1/exemptions/:id": atLeast(parry.RoleApprover),

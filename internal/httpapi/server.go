@@ -73,12 +73,13 @@ type Check struct {
 	Func     func(ctx context.Context) error
 }
 
-// Options of [New]. Store, Auth, Policy, Fleet and Registry are required.
+// Options of [New]. Store, Auth, Policy, Fleet, Feeds and Registry are required.
 type Options struct {
 	Store    Store
 	Auth     *auth.Auth
 	Policy   *policy.Policy
 	Fleet    func() *parry.Fleet // a new pointer after each change
+	Feeds    Feeds
 	Registry *prometheus.Registry
 
 	Settings func() Settings                               // nil: the zero Settings
@@ -122,6 +123,8 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("httpapi: Options.Policy is missing")
 	case o.Fleet == nil:
 		return nil, errors.New("httpapi: Options.Fleet is missing")
+	case o.Feeds == nil:
+		return nil, errors.New("httpapi: Options.Feeds is missing")
 	case o.Registry == nil:
 		return nil, errors.New("httpapi: Options.Registry is missing")
 	}

@@ -55,7 +55,7 @@ func (s *Server) GetReadiness(c *gin.Context) {
 	firewalls := s.firewallsCheck(ctx)
 	wg.Wait()
 
-	pr, err := s.authenticate(c)
+	pr, err := s.authenticate(c, operation{})
 	details := err == nil && pr.Can(parry.RightRead)
 	out := api.Readiness{Ready: true, Problems: []api.ReadyProblem{}}
 	tell := func(name, detail string) {

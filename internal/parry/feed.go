@@ -9,8 +9,8 @@ import (
 type FeedReaderKey struct {
 	TokenID TokenID
 	Feed    string
-	Query   string     // the form: "format=plain", "format=geo&family=4"
-	Remote  netip.Addr // invalid over the unix socket
+	Query   string // the form: "format=plain", "format=geo&family=4"
+	Remote  netip.Addr
 }
 
 // FeedReader is what is known of one who fetches a feed.

@@ -16,10 +16,6 @@ func (s *Store) SaveFeedReaders(ctx context.Context, rs []parry.FeedReader) erro
 	return s.write(ctx, "record who reads the feeds", func(t *tx) error {
 		for i := range rs {
 			r := &rs[i]
-			remote := ""
-			if r.Remote.IsValid() {
-				remote = r.Remote.String()
-			}
 			err := t.exec(`INSERT INTO feed_readers AS f (feed, token_id, query, remote, token_name, last_read, status, etag, rev, reads)
 				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 				ON CONFLICT (feed, token_id, query, remote) DO UPDATE SET reads = f.reads + excluded.reads,
@@ -28,7 +24,7 @@ func (s *Store) SaveFeedReaders(ctx context.Context, rs []parry.FeedReader) erro
 				etag = CASE WHEN f.last_read <= excluded.last_read THEN excluded.etag ELSE f.etag END,
 				rev = CASE WHEN f.last_read <= excluded.last_read THEN excluded.rev ELSE f.rev END,
 				last_read = CASE WHEN f.last_read <= excluded.last_read THEN excluded.last_read ELSE f.last_read END`,
-				r.Feed, string(r.TokenID), r.Query, remote, r.TokenName, micros(r.LastRead), int64(r.Status), r.ETag, int64(r.Revision), r.Reads)
+				r.Feed, string(r.TokenID), r.Query, r.Remote.String(), r.TokenName, micros(r.LastRead), int64(r.Status), r.ETag, int64(r.Revision), r.Reads)
 			if err != nil {
 				return err
 			}
@@ -48,9 +44,7 @@ func (s *Store) FeedReaders(ctx context.Context) ([]parry.FeedReader, error) {
 			return r, err
 		}
 		r.LastRead = fromMicros(read)
-		if remote != "" {
-			r.Remote, err = netip.ParseAddr(remote)
-		}
+		r.Remote, err = netip.ParseAddr(remote)
 		return r, err
 	})
 	return rs, s.wrap(err, "list who reads the feeds")

@@ -5,7 +5,7 @@ CREATE TABLE feed_readers (
     feed       text COLLATE "C" NOT NULL,
     token_id   text COLLATE "C" NOT NULL,
     query      text COLLATE "C" NOT NULL,
-    remote     text COLLATE "C" NOT NULL, -- empty: the local socket
+    remote     text COLLATE "C" NOT NULL,
     token_name text   NOT NULL,
     last_read  bigint NOT NULL,
     status     bigint NOT NULL,

@@ -5,7 +5,7 @@ CREATE TABLE feed_readers (
     feed       text   NOT NULL,
     token_id   text   NOT NULL,
     query      text   NOT NULL,
-    remote     text   NOT NULL, -- empty: the local socket
+    remote     text   NOT NULL,
     token_name text   NOT NULL,
     last_read  bigint NOT NULL,
     status     bigint NOT NULL,
