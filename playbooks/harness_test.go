@@ -132,6 +132,12 @@ func (f *firewall) mustApply(entries []string, v vars, args ...string) answer {
 	return a
 }
 
+// holdLock takes the firewall's lock as a run would, until /tmp/holder is killed or for a minute.
+func (f *firewall) holdLock() {
+	f.t.Helper()
+	f.SSH("(flock -o 9 && exec sleep 60) 9>/tmp/parry.lock >/dev/null 2>&1 & echo $! >/tmp/holder; until ! flock -n /tmp/parry.lock true; do :; done")
+}
+
 func (f *firewall) wantProof(a answer, entries ...string) {
 	f.t.Helper()
 	if got, want := a.Parry.SHA256, proof(entries); got != want || a.Parry.Count != len(entries) {

@@ -307,11 +307,83 @@ func TestFlush_emptiesAndHoldsUntilAdopted(t *testing.T) {
 	}
 }
 
+// parry judges a verify by its run_id, its held and by who it says controls the firewall.
+func TestVerify_tellsItsRunAndTheHoldThatAFlushLeaves(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"2.7.2", "2.8", "2.9"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, version)
+			verify := func(id, controller string, epoch int, held bool, args ...string) {
+				t.Helper()
+				a := f.play("verify.yml", vars{"parry_run_id": id}, args...)
+				if p := a.Parry; p.RunID != id || p.Controller != controller || p.Epoch != epoch || p.Held != held || a.Failed || a.Changed {
+					t.Errorf("%s: status %d, changed %t, %+v", id, a.Status, a.Changed, p)
+				}
+			}
+			verify("r-new", "", 0, false)
+			f.mustApply(mixed, vars{"parry_epoch": 3})
+			verify("r-01ABC", "test", 3, false)
+			f.play("flush.yml", nil)
+			verify("r-02", "test", 3, true)
+			verify("r-03", "test", 3, true, "--check")
+			f.mustApply(nil, vars{"parry_epoch": 4, "parry_adopt": true})
+			verify("r-04", "test", 4, false)
+			f.SSH("rm /conf/parry.json")
+			verify("r-05", "", 0, false)
+		})
+	}
+}
+
+func TestRun_namesWhatAnOldPfSenseLacks(t *testing.T) {
+	t.Parallel()
+	for _, book := range []string{"apply.yml", "verify.yml", "flush.yml"} {
+		t.Run(book, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, "2.7.2")
+			f.mustApply(mixed, nil)
+			before := f.Config()
+			f.SSH("echo 2.6.0-RELEASE >/etc/version; sed -i 's/function alias_make_table(/function alias_make_tables(/' /etc/inc/*.inc")
+			a := f.play(book, vars{"parry_desired_file": f.write("none", "")})
+			f.wantFailure(a, "unsupported_version")
+			for _, part := range []string{"2.6.0", "alias_make_table", "2.7.0 or later"} {
+				if !strings.Contains(a.Msg, part) {
+					t.Errorf("the message lacks %q: %s", part, a.Msg)
+				}
+			}
+			if f.Config() != before || len(f.tableEntries()) != len(mixed) {
+				t.Error("something was changed")
+			}
+		})
+	}
+}
+
+func TestRun_namesAPHPThatCannotReadTheProgram(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	for _, to := range []string{">&2", ""} { // by PHP's display_errors
+		f.SSH(`printf '#!/bin/sh\ncat >/dev/null\necho "PHP Parse error:  syntax error, unexpected '"'string'"' in Standard input code on line 18" ` + to +
+			`\nexit 255\n' >/tmp/php74; chmod +x /tmp/php74; ln -sf /tmp/php74 /usr/local/bin/php`)
+		f.wantFailure(f.play("verify.yml", nil), "unsupported_version")
+	}
+}
+
+func TestApply_isBusyWhileAnotherRunHoldsTheFirewall(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed, nil)
+	f.holdLock()
+	f.wantFailure(f.apply(mixed[:3], nil), "busy")
+	f.SSH("kill $(cat /tmp/holder)")
+	f.wantProof(f.play("verify.yml", nil), mixed...)
+	f.wantProof(f.mustApply(mixed[:3], nil), mixed[:3]...)
+}
+
 func TestFlush_worksWhileARunHangs(t *testing.T) {
 	t.Parallel()
 	f := start(t, "2.7.2")
 	f.mustApply(mixed, nil)
-	f.SSH("(flock -o 9 && exec sleep 60) 9>/tmp/parry.lock >/dev/null 2>&1 & echo $! >/tmp/holder; until ! flock -n /tmp/parry.lock true; do :; done")
+	f.holdLock()
 	f.wantFailure(f.play("flush.yml", nil), "busy")
 	if left := f.tableEntries(); len(left) != 0 {
 		t.Errorf("tables hold %v", left)

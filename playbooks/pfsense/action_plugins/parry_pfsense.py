@@ -48,6 +48,8 @@ CHOICES = {
     "role": ("single", "primary", "secondary"),
     "action": ("block", "reject"),
 }
+# What PHP says of text on its standard input that it cannot parse: pfSense 2.6 has PHP 7.4, which does not get as far as asking for a version.
+UNREADABLE = re.compile(r"^(PHP )?Parse error: .* in (Standard input code|-) on line", re.MULTILINE)
 CONTRACT = 1
 
 
@@ -162,6 +164,12 @@ def answer(output):
                 break
     if not isinstance(found, dict) or not isinstance(found.get("parry"), dict):
         said = " ".join((output["stderr"] + " " + output["stdout"])[-600:].split())
+        if UNREADABLE.search(output["stderr"] + "\n" + output["stdout"]):
+            return {
+                "failed": True,
+                "msg": f"the firewall's PHP is too old for the program; pfSense 2.7.0 or later is needed: {said}",
+                "parry": {"failure": "unsupported_version"},
+            }
         return {
             "failed": True,
             "msg": f"the program on the firewall gave no answer (exit status {output['rc']}): {said or 'no output'}",
