@@ -669,6 +669,9 @@ type ExemptionList struct {
 
 // ExemptionRequest defines model for ExemptionRequest.
 type ExemptionRequest struct {
+	// ExpiresAt In place of ttl
+	ExpiresAt time.Time `json:"expires_at,omitempty,omitzero"`
+
 	// Prefix Address or prefix, at least /8 or, for IPv6, /7
 	Prefix string `json:"prefix" validate:"required,max=64"`
 	Reason string `json:"reason" validate:"required,max=1024"`
@@ -1195,6 +1198,9 @@ type ListBlocksParamsStatus string
 type CreateBlockParams struct {
 	// Wait Answer only when every firewall in scope has proved it, rejects it, is held or is failing, or after this duration; at most 2m.
 	Wait *Wait `form:"wait,omitempty" json:"wait,omitempty"`
+
+	// DryRun Check the request and answer 200 with the live block that it would refresh, or 204 where it would make one, and do nothing. The database's limits are not tried.
+	DryRun *bool `form:"dry_run,omitempty" json:"dry_run,omitempty"`
 
 	// IdempotencyKey 1 to 128 printable ASCII characters without blanks. A repeat with the same body changes nothing and is answered from the first one; with
 	// another body it is refused (422). Keys are kept for days, per token.
@@ -2838,6 +2844,18 @@ func NewCreateBlockRequestWithBody(server string, params *CreateBlockParams, con
 		if params.Wait != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "wait", *params.Wait, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -7746,6 +7764,9 @@ func ParseCreateBlockResult(rsp *http.Response) (*CreateBlockResult, error) {
 			return nil, err
 		}
 		response.JSON202 = &dest
+
+	case rsp.StatusCode == 204:
+		break // No content-type
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem

@@ -45,6 +45,10 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		s.fail(c, err)
 		return
 	}
+	if orZero(params.DryRun) {
+		s.tryBlock(c, a.Key)
+		return
+	}
 	w, err := s.beginWait(c, orZero(params.Wait))
 	if err != nil {
 		s.fail(c, err)
@@ -57,6 +61,18 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		return
 	}
 	s.answer(c, status, shown)
+}
+
+// tryBlock answers a dry run that passed every check.
+func (s *Server) tryBlock(c *gin.Context, key parry.Key) {
+	switch b, err := s.liveBlock(c.Request.Context(), key); {
+	case err != nil:
+		s.fail(c, err)
+	case b == nil:
+		c.Status(http.StatusNoContent)
+	default:
+		s.answer(c, http.StatusOK, b)
+	}
 }
 
 // put takes what was admitted into the desired state and sets the answer's headers. status is that of the block's answer: 201 for a new

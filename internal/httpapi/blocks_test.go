@@ -79,6 +79,32 @@ func TestCreateBlock_aTokenThatInsistsOnProtectedSourcesIsToldApart(t *testing.T
 	metric("parry_http_never_block_insisting_tokens 0")
 }
 
+func TestCreateBlock_aDryRunChecksAndDoesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	try := func(as parry.Role, body string) response {
+		return b.do(as, "POST", "/api/v1/blocks?dry_run=true", body)
+	}
+	if r := try(parry.RoleTrigger, goodBlock); r.StatusCode != http.StatusNoContent || r.body != "" {
+		t.Errorf("a new block: %d %s", r.StatusCode, r.body)
+	}
+	if got := b.standing(); len(got) != 0 {
+		t.Fatalf("a dry run made %q", got)
+	}
+	made := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201)
+	if got := into[api.Block](t, try(parry.RoleTrigger, goodBlock), 200); got.ID != made.ID || got.Count != 1 {
+		t.Errorf("a refresh: %+v", got)
+	}
+	if got := into[api.Block](t, b.do(parry.RoleReader, "GET", "/api/v1/blocks/"+made.ID, ""), 200); got.Count != 1 {
+		t.Errorf("a dry run counted: %+v", got)
+	}
+	for body, status := range map[string]int{`{"source":"8.8.8.8"}`: 422, `{"source":"203.0.113.0/24"}`: 403, `{"source":"moon"}`: 400} {
+		if r := try(parry.RoleTrigger, body); r.StatusCode != status {
+			t.Errorf("%s: %d, want %d", body, r.StatusCode, status)
+		}
+	}
+}
+
 func TestCreateBlock_withoutEnd(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -49,6 +49,7 @@ var exemptionFields = []field[api.ExemptionRequest]{
 	{"prefix", func(r *api.ExemptionRequest, v value) { r.Prefix = v.word() }},
 	{"reason", func(r *api.ExemptionRequest, v value) { r.Reason = v.word() }},
 	{"ttl", func(r *api.ExemptionRequest, v value) { r.TTL = v.duration() }},
+	{"expires_at", func(r *api.ExemptionRequest, v value) { r.ExpiresAt = v.time() }},
 }
 
 // CreateExemption adds to the never-block list: first here, so that nothing more is admitted against it, then in the store, which ends
@@ -72,6 +73,15 @@ func (s *Server) CreateExemption(c *gin.Context) {
 	}
 	if x.ExpiresAt, err = lifetime(req.TTL, now); err != nil {
 		wrong.add("/ttl", "%s", err)
+	}
+	switch at := req.ExpiresAt; {
+	case at.IsZero():
+	case req.TTL != "":
+		wrong.add("/expires_at", "give either ttl or expires_at")
+	case !at.After(now):
+		wrong.add("/expires_at", "%s is not in the future", at.Format(time.RFC3339))
+	default:
+		x.ExpiresAt = at
 	}
 	if err := wrong.err(); err != nil {
 		s.fail(c, err)

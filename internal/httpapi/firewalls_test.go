@@ -139,6 +139,23 @@ func TestExemptions_endBlocksAndRefuseNewOnes(t *testing.T) {
 	into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201)
 }
 
+func TestExemptions_endAtATime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	at := b.clock.now().Add(36 * time.Hour).UTC().Truncate(time.Microsecond)
+	post := func(more string) response {
+		return b.do(parry.RoleApprover, "POST", "/api/v1/exemptions", `{"prefix":"203.0.113.7","reason":"x",`+more+`}`)
+	}
+	if got := into[api.CreatedExemption](t, post(`"expires_at":"`+at.Format(time.RFC3339Nano)+`"`), 201); !got.Exemption.ExpiresAt.Equal(at) {
+		t.Errorf("ends at %v, want %v", got.Exemption.ExpiresAt, at)
+	}
+	for _, more := range []string{`"ttl":"1h","expires_at":"` + at.Format(time.RFC3339) + `"`, `"expires_at":"2020-01-01T00:00:00Z"`} {
+		if p := post(more).problem(t); p.Status != 400 || p.Errors[0].Pointer != "/expires_at" {
+			t.Errorf("%s: %+v", more, p)
+		}
+	}
+}
+
 func TestExemptions_endByThemselves(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
