@@ -449,8 +449,17 @@ type Block struct {
 	// LastAt When its newest request was accepted
 	LastAt time.Time `json:"last_at,omitempty,omitzero"`
 
+	// NotPromoted Only in the answer to a request: why its address alone is blocked, although enough of the prefix were asked for
+	NotPromoted string `json:"not_promoted,omitempty,omitzero"`
+
+	// Offence Which offence of its source it is, 1 being the first; left out when offences are not counted
+	Offence int `json:"offence,omitempty,omitzero"`
+
 	// Origin Of the newest request
 	Origin string `json:"origin,omitempty,omitzero"`
+
+	// PromotedFrom So many sources of the prefix were asked for that it was blocked as a whole; left out is asked for as it is
+	PromotedFrom int `json:"promoted_from,omitempty,omitzero"`
 
 	// Protocol Left out is any
 	Protocol string `json:"protocol,omitempty,omitzero"`
@@ -603,6 +612,10 @@ type CreatedToken struct {
 type EndedBlock struct {
 	Block Block `json:"block"`
 
+	// Offender What is known of a source's offences. An offence is a block that begins while none of the source stands; an IPv6 address counts as its
+	// /64. The ladder gives each offence its least lifetime.
+	Offender Offender `json:"offender"`
+
 	// StillCoveredBy Live blocks whose source contains this one's
 	StillCoveredBy []Block `json:"still_covered_by"`
 }
@@ -634,6 +647,9 @@ type Evidence struct {
 	ReceivedAt time.Time `json:"received_at"`
 	RemoteAddr string    `json:"remote_addr,omitempty,omitzero"`
 	RuleID     string    `json:"rule_id,omitempty,omitzero"`
+
+	// Source What was asked for, where it was promoted to the block's prefix
+	Source string `json:"source,omitempty,omitzero"`
 
 	// Token The token's name
 	Token string `json:"token"`
@@ -691,6 +707,10 @@ type Explanation struct {
 	// Ended The newest 10 that ended
 	Ended      []Block     `json:"ended"`
 	Exemptions []Exemption `json:"exemptions"`
+
+	// Offender What is known of a source's offences. An offence is a block that begins while none of the source stands; an IPv6 address counts as its
+	// /64. The ladder gives each offence its least lifetime.
+	Offender Offender `json:"offender"`
 
 	// Requests The newest requests of the newest 10 live blocks, at most 10 each
 	Requests []Evidence `json:"requests"`
@@ -937,6 +957,45 @@ type Incident struct {
 	Message string    `json:"message,omitempty,omitzero"`
 	NextTry time.Time `json:"next_try,omitempty,omitzero"`
 	Since   time.Time `json:"since"`
+}
+
+// Offender What is known of a source's offences. An offence is a block that begins while none of the source stands; an IPv6 address counts as its
+// /64. The ladder gives each offence its least lifetime.
+type Offender struct {
+	// FallsAt When the next rung is lost if nothing happens
+	FallsAt time.Time `json:"falls_at,omitempty,omitzero"`
+
+	// GraceBy Who granted that
+	GraceBy string `json:"grace_by,omitempty,omitzero"`
+
+	// GraceOf What was lifted: the source, or a prefix that holds it
+	GraceOf string `json:"grace_of,omitempty,omitzero"`
+
+	// GraceUntil Until then only an operator can have it blocked
+	GraceUntil time.Time `json:"grace_until,omitempty,omitzero"`
+
+	// LastAt When the newest one began
+	LastAt time.Time `json:"last_at,omitempty,omitzero"`
+
+	// NextOffence The number of an offence that would begin now
+	NextOffence int `json:"next_offence,omitempty,omitzero"`
+
+	// NextTTL How long its block would last at least
+	//
+	// Example: 1d
+	NextTTL string `json:"next_ttl,omitempty,omitzero"`
+
+	// Offences Those that count
+	Offences int `json:"offences"`
+
+	// Rung Of the ladder, with what decayed taken off; 0 is none
+	Rung int `json:"rung"`
+
+	// Rungs The ladder's; left out when offences are not counted
+	Rungs int `json:"rungs,omitempty,omitzero"`
+
+	// Source The address, the prefix, or an IPv6 address' /64
+	Source string `json:"source"`
 }
 
 // Problem defines model for Problem.
@@ -1209,6 +1268,13 @@ type CreateBlockParams struct {
 
 // DeleteBlockParams defines parameters for DeleteBlock.
 type DeleteBlockParams struct {
+	// Forget Forget the source's offences, so that its next one is a first
+	Forget *bool `form:"forget,omitempty" json:"forget,omitempty"`
+
+	// Grace For so long only an operator can have the source blocked again; other requests for it are refused (422). 0 ends a grace, also when the
+	// block has ended before. Left out: what is configured, when this ends the block.
+	Grace *string `form:"grace,omitempty" json:"grace,omitempty"`
+
 	// Wait Answer only when every firewall in scope has proved it, rejects it, is held or is failing, or after this duration; at most 2m.
 	Wait *Wait `form:"wait,omitempty" json:"wait,omitempty"`
 }
@@ -1433,6 +1499,9 @@ type ClientInterface interface {
 	// The lifetime counts from `event_time`, so that a request that was spooled for long neither blocks for longer than meant nor blocks anew
 	// what was lifted since. When it is over already, the request is kept as evidence if a block of it is known, and changes nothing else.
 	//
+	// Repeat offenders are blocked for longer than `ttl` says, by the configured ladder, unless an operator asks. When enough addresses of one prefix
+	// were asked for, the prefix is blocked instead, if that is configured. A source that an operator has given grace is refused.
+	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /api/v1/blocks (the `CreateBlock` operationId).
@@ -1446,6 +1515,9 @@ type ClientInterface interface {
 	//
 	// The lifetime counts from `event_time`, so that a request that was spooled for long neither blocks for longer than meant nor blocks anew
 	// what was lifted since. When it is over already, the request is kept as evidence if a block of it is known, and changes nothing else.
+	//
+	// Repeat offenders are blocked for longer than `ttl` says, by the configured ladder, unless an operator asks. When enough addresses of one prefix
+	// were asked for, the prefix is blocked instead, if that is configured. A source that an operator has given grace is refused.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1764,6 +1836,9 @@ func (c *Client) ListBlocks(ctx context.Context, params *ListBlocksParams, reqEd
 // The lifetime counts from `event_time`, so that a request that was spooled for long neither blocks for longer than meant nor blocks anew
 // what was lifted since. When it is over already, the request is kept as evidence if a block of it is known, and changes nothing else.
 //
+// Repeat offenders are blocked for longer than `ttl` says, by the configured ladder, unless an operator asks. When enough addresses of one prefix
+// were asked for, the prefix is blocked instead, if that is configured. A source that an operator has given grace is refused.
+//
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /api/v1/blocks (the `CreateBlock` operationId).
@@ -1787,6 +1862,9 @@ func (c *Client) CreateBlockWithBody(ctx context.Context, params *CreateBlockPar
 //
 // The lifetime counts from `event_time`, so that a request that was spooled for long neither blocks for longer than meant nor blocks anew
 // what was lifted since. When it is over already, the request is kept as evidence if a block of it is known, and changes nothing else.
+//
+// Repeat offenders are blocked for longer than `ttl` says, by the configured ladder, unless an operator asks. When enough addresses of one prefix
+// were asked for, the prefix is blocked instead, if that is configured. A source that an operator has given grace is refused.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2930,6 +3008,30 @@ func NewDeleteBlockRequest(server string, id BlockID, params *DeleteBlockParams)
 		// styled parameters, preserving literal commas as delimiters
 		// per the OpenAPI spec (e.g. "color=blue,black,brown").
 		var rawQueryFragments []string
+
+		if params.Forget != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "forget", *params.Forget, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Grace != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "grace", *params.Grace, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
 
 		if params.Wait != nil {
 
@@ -4520,6 +4622,9 @@ type ClientWithResponsesInterface interface {
 	// The lifetime counts from `event_time`, so that a request that was spooled for long neither blocks for longer than meant nor blocks anew
 	// what was lifted since. When it is over already, the request is kept as evidence if a block of it is known, and changes nothing else.
 	//
+	// Repeat offenders are blocked for longer than `ttl` says, by the configured ladder, unless an operator asks. When enough addresses of one prefix
+	// were asked for, the prefix is blocked instead, if that is configured. A source that an operator has given grace is refused.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/blocks (the `CreateBlock` operationId).
@@ -4533,6 +4638,9 @@ type ClientWithResponsesInterface interface {
 	//
 	// The lifetime counts from `event_time`, so that a request that was spooled for long neither blocks for longer than meant nor blocks anew
 	// what was lifted since. When it is over already, the request is kept as evidence if a block of it is known, and changes nothing else.
+	//
+	// Repeat offenders are blocked for longer than `ttl` says, by the configured ladder, unless an operator asks. When enough addresses of one prefix
+	// were asked for, the prefix is blocked instead, if that is configured. A source that an operator has given grace is refused.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7038,6 +7146,9 @@ func (c *ClientWithResponses) ListBlocksWithResponse(ctx context.Context, params
 // The lifetime counts from `event_time`, so that a request that was spooled for long neither blocks for longer than meant nor blocks anew
 // what was lifted since. When it is over already, the request is kept as evidence if a block of it is known, and changes nothing else.
 //
+// Repeat offenders are blocked for longer than `ttl` says, by the configured ladder, unless an operator asks. When enough addresses of one prefix
+// were asked for, the prefix is blocked instead, if that is configured. A source that an operator has given grace is refused.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/v1/blocks (the `CreateBlock` operationId).
@@ -7057,6 +7168,9 @@ func (c *ClientWithResponses) CreateBlockWithBodyWithResponse(ctx context.Contex
 //
 // The lifetime counts from `event_time`, so that a request that was spooled for long neither blocks for longer than meant nor blocks anew
 // what was lifted since. When it is over already, the request is kept as evidence if a block of it is known, and changes nothing else.
+//
+// Repeat offenders are blocked for longer than `ttl` says, by the configured ladder, unless an operator asks. When enough addresses of one prefix
+// were asked for, the prefix is blocked instead, if that is configured. A source that an operator has given grace is refused.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -303,6 +303,7 @@ func (a *App) prune(ctx context.Context) {
 	r := st.cfg.Retention
 	p, err := a.store.Prune(ctx, parry.Retention{
 		EndedBlocks: r.EndedBlocks.D(), Runs: r.Runs.D(), RunCount: r.RunCount, Idempotency: r.Idempotency.D(), Outbox: r.Outbox.D(),
+		Offences: st.cfg.Escalation.Window.D(),
 	})
 	if err != nil {
 		if ctx.Err() == nil {
@@ -311,7 +312,7 @@ func (a *App) prune(ctx context.Context) {
 		return
 	}
 	if p != (parry.Pruned{}) {
-		a.log.Info("pruned", "blocks", p.Blocks, "runs", p.Runs, "keys", p.Keys, "notifications", p.Notifications)
+		a.log.Info("pruned", "blocks", p.Blocks, "runs", p.Runs, "keys", p.Keys, "notifications", p.Notifications, "offenders", p.Offenders)
 	}
 	if err := a.runner.Prune(r.Runs.D(), r.RunCount*max(1, len(st.fleet.Firewalls))); err != nil {
 		a.log.Error("prune the run directories", "err", err)

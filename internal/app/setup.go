@@ -154,8 +154,11 @@ func (l *unixListener) Close() error {
 }
 
 func limits(cfg *config.Config) policy.Limits {
-	b := cfg.Blocks
-	return policy.Limits{DefaultTTL: b.DefaultTTL.D(), MaxTTL: b.MaxTTL.D(), MinPrefixV4: b.MinPrefixV4, MinPrefixV6: b.MinPrefixV6}
+	b, p := cfg.Blocks, cfg.Escalation.Promote
+	return policy.Limits{
+		DefaultTTL: b.DefaultTTL.D(), MaxTTL: b.MaxTTL.D(), MinPrefixV4: b.MinPrefixV4, MinPrefixV6: b.MinPrefixV6, Ladder: cfg.Escalation.Rungs(),
+		Promote: policy.Promote{Sources: p.Sources, Within: p.Within.D(), V4: p.V4, V6: p.V6},
+	}
 }
 
 // runFiles opens what runs left in the state directory.

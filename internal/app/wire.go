@@ -48,7 +48,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 			c := a.config()
 			return httpapi.Settings{
 				MaxBlocks: c.Blocks.MaxBlocks, WidenBeyondMax: c.Blocks.BeyondMaxRules == "widen", Waiters: c.Limits.Waiters,
-				HonourDelete: c.Hooks.HonourDelete,
+				HonourDelete: c.Hooks.HonourDelete, Grace: c.Escalation.Grace.D(),
 			}
 		},
 		Express: func(fw *parry.Firewall, m parry.Match) error {

@@ -102,7 +102,17 @@ func (p *printer) blockLine(b *api.Block, waited bool, took time.Duration) {
 	if waited {
 		on += " after " + short(took)
 	}
-	p.line("  %s, %s, request %d", on, end, b.Count)
+	offence := ""
+	if b.Offence > 1 {
+		offence = ", " + p.paint(yellow, "offence "+strconv.Itoa(b.Offence))
+	}
+	p.line("  %s, %s, request %d%s", on, end, b.Count, offence)
+	if b.PromotedFrom > 0 {
+		p.line("  promoted: %d of its addresses were asked for", b.PromotedFrom)
+	}
+	if b.NotPromoted != "" {
+		p.line("  not promoted to its prefix: %s", inert(b.NotPromoted))
+	}
 	if b.Widened != "" {
 		p.line("  widened: the firewalls' rules are used up; dropped from the match: %s", inert(b.Widened))
 	}
@@ -153,21 +163,27 @@ func targetText(b *api.Block) string {
 }
 
 func (s *shell) unblock() *cobra.Command {
-	var wait *string
+	var wait, grace *string
 	var in string
+	var forget bool
 	var filter unblockFilter
 	c := &cobra.Command{
 		Use:   "unblock BLOCK|ADDRESS|PREFIX...",
 		Short: "End blocks, by id, by source, or all that match a filter",
 		Long: `End blocks: those that are named, or, with --source, --within, --origin and so on
-and no name, all live ones that match every one of these.`,
+and no name, all live ones that match every one of these.
+
+For a while (the configured grace, or --grace) only an operator can have the
+source blocked again. With --grace or --forget a block that has ended already will
+do: --grace 0 ends a grace.`,
 		Example: `  parry unblock 203.0.113.7 --wait 30s
+  parry unblock 203.0.113.7 --forget --grace 2h
   parry unblock b-01JD6QW2Z3X4Y5V6T7S8R9Q0PA --in 10m
   parry unblock --within 203.0.113.0/24 --origin ossim --dry-run`,
 		RunE: func(c *cobra.Command, args []string) error {
 			switch matching := filter.given(c.Flags()); {
-			case matching && (len(args) > 0 || in != "" || wait != nil):
-				return fail(ExitUsage, "name blocks, or give filters; --wait and --in go with names")
+			case matching && (len(args) > 0 || in != "" || wait != nil || grace != nil || forget):
+				return fail(ExitUsage, "name blocks, or give filters; --wait, --in, --grace and --forget go with names")
 			case matching:
 				return s.unblockMatching(c, &filter)
 			case filter.dry:
@@ -185,7 +201,7 @@ and no name, all live ones that match every one of these.`,
 			}
 			var ids []string
 			for _, a := range args {
-				found, err := s.resolve(c, cl, a)
+				found, err := s.resolve(c, cl, a, forget || grace != nil)
 				if err != nil {
 					return err
 				}
@@ -204,7 +220,7 @@ and no name, all live ones that match every one of these.`,
 					continue
 				}
 				start := s.Now()
-				r, err := ask(cl.DeleteBlockWithResponse(c.Context(), id, &api.DeleteBlockParams{Wait: wait}))
+				r, err := ask(cl.DeleteBlockWithResponse(c.Context(), id, &api.DeleteBlockParams{Wait: wait, Grace: grace, Forget: &forget}))
 				if err != nil {
 					return err
 				}
@@ -228,8 +244,12 @@ and no name, all live ones that match every one of these.`,
 	}
 	c.Flags().Var(optional{&wait}, "wait", "wait so `long` for the firewalls' proof (at most 2m); exit 5 without it")
 	c.Flags().StringVar(&in, "in", "", "end so `long` from now instead of at once: shortens or extends")
+	c.Flags().Var(optional{&grace}, "grace", "for so `long` only an operator can have it blocked again; 0: anyone at once")
+	c.Flags().BoolVar(&forget, "forget", false, "forget the source's offences")
 	c.MarkFlagsMutuallyExclusive("wait", "in")
 	filter.register(c.Flags())
+	c.MarkFlagsMutuallyExclusive("grace", "in")
+	c.MarkFlagsMutuallyExclusive("forget", "in")
 	return c
 }
 
@@ -241,8 +261,8 @@ func (s *shell) show(body []byte, f func(p *printer)) error {
 	return s.human(f)
 }
 
-// resolve turns an id, or an address that has live blocks, into ids.
-func (s *shell) resolve(c *cobra.Command, cl *api.ClientWithResponses, arg string) ([]string, error) {
+// resolve turns an id, or an address that has live blocks, into ids; the newest one that has ended will do if asked.
+func (s *shell) resolve(c *cobra.Command, cl *api.ClientWithResponses, arg string, ended bool) ([]string, error) {
 	if strings.HasPrefix(arg, "b-") {
 		return []string{arg}, nil
 	}
@@ -254,6 +274,12 @@ func (s *shell) resolve(c *cobra.Command, cl *api.ClientWithResponses, arg strin
 	list, err := s.listBlocks(c, cl, api.ListBlocksParams{Source: &arg}, 0)
 	if err != nil {
 		return nil, err
+	}
+	if len(list.Items) == 0 && ended {
+		status := api.ListBlocksParamsStatusEnded
+		if list, err = s.listBlocks(c, cl, api.ListBlocksParams{Source: &arg, Status: &status}, 1); err != nil {
+			return nil, err
+		}
 	}
 	if len(list.Items) == 0 {
 		cover, err := s.listBlocks(c, cl, api.ListBlocksParams{Covering: &arg}, 10)
@@ -285,6 +311,7 @@ func (p *printer) endedLine(e *api.EndedBlock, waited bool, took time.Duration) 
 	}
 	p.line("  %s, %s", p.paint(stateStyle(b.State), inert(string(b.State))), on)
 	p.statuses(b)
+	p.grace(&e.Offender)
 	for i := range e.StillCoveredBy {
 		o := &e.StillCoveredBy[i]
 		p.line("  %s: %s still covers the source", p.paint(yellow, inert(o.ID)), matchText(o))

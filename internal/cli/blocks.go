@@ -161,6 +161,8 @@ func (p *printer) blockDetail(b *api.Block) {
 		text("  origin"), text(b.Origin),
 		text("  reason"), text(b.Reason),
 		text("  widened"), text(b.Widened),
+		text("  offence"), text(offenceText(b.Offence)),
+		text("  promoted"), text(promotedText(b)),
 	)
 	for _, st := range b.Status {
 		why := ""
@@ -178,6 +180,9 @@ func (p *printer) evidence(items []api.Evidence) {
 	rows := make([]row, len(items))
 	for i, e := range items {
 		var notes []string
+		if e.Source != "" {
+			notes = append(notes, "for "+inert(e.Source))
+		}
 		if e.AlertID != "" {
 			notes = append(notes, "alert "+inert(e.AlertID))
 		}
@@ -232,6 +237,7 @@ func (p *printer) explanation(e *api.Explanation) {
 		p.line("")
 		p.exemptionTable(e.Exemptions)
 	}
+	p.offender(&e.Offender)
 	for i := range e.Blocks {
 		p.line("")
 		p.blockDetail(&e.Blocks[i])
@@ -247,4 +253,43 @@ func (p *printer) explanation(e *api.Explanation) {
 		p.line("\n%s", p.paint(dim, "Ended before:"))
 		p.blockTable(e.Ended)
 	}
+}
+
+// offender tells of a source's offences, if there are any that count.
+func (p *printer) offender(o *api.Offender) {
+	if o.Offences > 0 {
+		what := plural(int64(o.Offences), "offence", "offences") + ", the last one " + p.ago(o.LastAt)
+		if o.Rungs > 0 {
+			what += ", rung " + strconv.Itoa(o.Rung) + " of " + strconv.Itoa(o.Rungs)
+		}
+		p.line("%s: %s", inert(o.Source), what)
+		next := "  offence " + strconv.Itoa(o.NextOffence) + " would be blocked for " + inert(o.NextTTL)
+		if !o.FallsAt.IsZero() {
+			next += "; a rung is lost in " + p.left(o.FallsAt)
+		}
+		p.line("%s", next)
+	}
+	p.grace(o)
+}
+
+func (p *printer) grace(o *api.Offender) {
+	if !o.GraceUntil.IsZero() {
+		p.line("  %s until %s, given by %s:", p.paint(yellow, "grace"), stamp(o.GraceUntil), inert(o.GraceBy))
+		p.line("    only an operator can have %s blocked again", inert(o.GraceOf))
+	}
+}
+
+// offenceText is the number of an offence that is not the first.
+func offenceText(n int) string {
+	if n < 2 {
+		return ""
+	}
+	return strconv.Itoa(n)
+}
+
+func promotedText(b *api.Block) string {
+	if b.PromotedFrom == 0 {
+		return ""
+	}
+	return strconv.Itoa(b.PromotedFrom) + " of its addresses were asked for"
 }

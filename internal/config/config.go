@@ -19,6 +19,7 @@ type Config struct {
 	Firewalls        []Firewall  `yaml:"firewalls"`
 	DefaultFirewalls []string    `yaml:"default_firewalls"`
 	Blocks           Blocks      `yaml:"blocks"`
+	Escalation       Escalation  `yaml:"escalation"`
 	Exemptions       []Exemption `yaml:"exemptions"`
 	Limits           Limits      `yaml:"limits"`
 	Reconcile        Reconcile   `yaml:"reconcile"`
@@ -169,6 +170,7 @@ func Default() *Config {
 			MinPrefixV4:    24,
 			MinPrefixV6:    48,
 		},
+		Escalation: defaultEscalation(),
 		Exemptions: privateRanges(),
 		Limits:     Limits{RatePerMinute: 30_000, Queue: 4096, Waiters: 256},
 		Reconcile: Reconcile{

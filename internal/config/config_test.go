@@ -137,6 +137,9 @@ func TestLoad_faultsNameLineKeyAndMend(t *testing.T) {
 		"hook level":       {"hooks:\n  wazuh:\n    min_level: 17\n", `parry.yaml:3: hooks.wazuh.min_level: 17 is out of bounds`},
 		"hook rule":        {"hooks:\n  wazuh: {rules: {5712: 1ms}}\n", `hooks.wazuh.rules.5712: 1ms is out of bounds`},
 		"hook internal":    {"hooks:\n  wazuh: {internal: [0.0.0.0/0]}\n", `hooks.wazuh.internal\[0\]: .*your own networks`},
+		"ladder":           {"escalation:\n  ladder: [4h, 1h]\n", `parry.yaml:2: escalation.ladder\[1\]: 1h is shorter than the rung before \(4h\)`},
+		"promote one":      {"escalation:\n  promote: {sources: 1}\n", `parry.yaml:2: escalation.promote.sources: 1 is out of bounds`},
+		"promote wide":     {"escalation:\n  promote: {sources: 5, v4: 16}\n", `escalation.promote.v4: 16 is out of bounds; write 24 to 31`},
 		"secret twice":     {"database:\n  driver: postgres\n  dsn: a\n  dsn_file: b\n", `database.dsn: set this or database.dsn_file, not both`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -165,13 +168,13 @@ func TestLoad_environmentWins(t *testing.T) {
 	c, err := load(t, "listen: \":1\"\nstate_dir: here\n", "PARRY_LISTEN=127.0.0.1:0", "PARRY_DATABASE_DRIVER=postgres",
 		"PARRY_DATABASE_DSN=postgres://p:s3cret@h/d", "PARRY_BLOCKS_MAX_TTL=2w", "PARRY_LIMITS_QUEUE=7", "PARRY_MAIL_TO=a@example.net, b@example.net",
 		"PARRY_FIREWALLS=[{name: fw-z, settings: {pfsense_log: true}}]", "PARRY_TRUSTED_PROXIES=[192.0.2.0/24]", "PARRY_MAIL_SERVER=m:25",
-		"PARRY_MAIL_FROM=p@example.net")
+		"PARRY_MAIL_FROM=p@example.net", "PARRY_ESCALATION_LADDER=[1h, 2d]")
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := []any{c.Listen, c.Database.DSN.Reveal(), c.Blocks.MaxTTL.D(), c.Limits.Queue, c.Mail.To[1], c.Firewalls[0].Name, c.Firewalls[0].Settings["pfsense_log"],
-		c.TrustedProxies[0].String(), filepath.Base(c.StateDir), c.Firewalls[0].MaxRules}
-	want := []any{"127.0.0.1:0", "postgres://p:s3cret@h/d", 14 * 24 * time.Hour, 7, "b@example.net", "fw-z", true, "192.0.2.0/24", "here", 200}
+		c.TrustedProxies[0].String(), filepath.Base(c.StateDir), c.Firewalls[0].MaxRules, c.Escalation.Ladder[1].D()}
+	want := []any{"127.0.0.1:0", "postgres://p:s3cret@h/d", 14 * 24 * time.Hour, 7, "b@example.net", "fw-z", true, "192.0.2.0/24", "here", 200, 48 * time.Hour}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

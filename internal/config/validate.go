@@ -89,6 +89,7 @@ func (c *Config) Validate() []Problem {
 	v.within("blocks.expiry_slack", b.ExpirySlack, 0, time.Hour)
 	v.count("blocks.min_prefix_v4", int64(b.MinPrefixV4), 8, 32)
 	v.count("blocks.min_prefix_v6", int64(b.MinPrefixV6), 16, 128)
+	v.escalation(&c.Escalation, &b)
 
 	for i, e := range c.Exemptions {
 		key := fmt.Sprintf("exemptions[%d]", i)

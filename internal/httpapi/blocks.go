@@ -88,6 +88,7 @@ func (s *Server) put(c *gin.Context, w *waiting, a parry.Admission) (shown api.B
 	if err != nil {
 		return shown, 0, fmt.Errorf("show block %s, which was accepted: %w", done.Block.ID, err)
 	}
+	shown.NotPromoted = done.NotPromoted
 	status = http.StatusOK
 	switch {
 	case !ok:
@@ -152,6 +153,7 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 		},
 		Key: parry.Key{Match: ask.match, Selector: ask.selector}, NoEnd: terms.NoEnd, MaxExpires: terms.MaxExpires,
 		MaxBlocks: set.MaxBlocks, MaxRules: scope.maxRules, RuleScope: scope.selectors, WidenBeyond: set.WidenBeyondMax,
+		Ladder: terms.Ladder, LadderTTL: terms.LadderTTL, EndsGrace: terms.EndsGrace, Promote: terms.Promote,
 	}, nil
 }
 
@@ -468,7 +470,12 @@ func (s *Server) DeleteBlock(c *gin.Context, id api.BlockID, params api.DeleteBl
 		return
 	}
 	defer w.end()
-	b, covering, err := s.o.Store.EndBlock(ctx, b.ID, parry.Lift{By: principal(c).Token.Name, Grace: parry.KeepGrace})
+	word, err := s.lift(principal(c), &b, &params)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	b, covering, err := s.o.Store.EndBlock(ctx, b.ID, word)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -481,11 +488,15 @@ func (s *Server) DeleteBlock(c *gin.Context, id api.BlockID, params api.DeleteBl
 			status = http.StatusAccepted
 		}
 	}
+	var offender api.Offender
+	if err == nil {
+		offender, err = s.offender(ctx, b.Source)
+	}
 	if err != nil {
 		s.fail(c, fmt.Errorf("show block %s, which was ended: %w", b.ID, err))
 		return
 	}
-	s.answer(c, status, api.EndedBlock{Block: shown[0], StillCoveredBy: shown[1:]})
+	s.answer(c, status, api.EndedBlock{Block: shown[0], StillCoveredBy: shown[1:], Offender: offender})
 }
 
 // Explain tells what stands for or against an address.
@@ -522,6 +533,9 @@ func (s *Server) Explain(c *gin.Context, params api.ExplainParams) {
 	}
 	if out.Blocks, err = s.showIn(ctx, pic, standing.Items); err == nil {
 		out.Ended, err = s.showIn(ctx, pic, gone.Items)
+	}
+	if err == nil {
+		out.Offender, err = s.offender(ctx, p)
 	}
 	for i := 0; err == nil && i < min(len(standing.Items), 10); i++ {
 		var page parry.Page[parry.Request]

@@ -184,6 +184,7 @@ type metrics struct {
 	durations *prometheus.HistogramVec
 	denied    *prometheus.CounterVec
 	alerts    *prometheus.CounterVec
+	grace     prometheus.Counter
 }
 
 func newMetrics(r *prometheus.Registry, s *Server) (*metrics, error) {
@@ -202,9 +203,12 @@ func newMetrics(r *prometheus.Registry, s *Server) (*metrics, error) {
 	m.alerts = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "parry_hook_alerts_total", Help: "Alerts that SIEMs sent by themselves, by whether they became a block or why not.",
 	}, []string{"hook", "outcome"})
+	m.grace = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "parry_blocks_refused_in_grace_total", Help: "Block requests refused because an operator gave their source grace.",
+	})
 	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "parry_http_waiting_requests", Help: "Requests that wait for a proof."},
 		func() float64 { return float64(s.waiters.Load()) })
-	for _, c := range []prometheus.Collector{m.requests, m.durations, m.denied, m.alerts, waiting} {
+	for _, c := range []prometheus.Collector{m.requests, m.durations, m.denied, m.grace, m.alerts, waiting} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

@@ -60,6 +60,7 @@ func (p picture) present(b *parry.Block, rejects []parry.Reject) api.Block {
 		Firewalls: b.Selector.Names(), Status: []api.BlockStatus{},
 		CreatedAt: b.CreatedAt.UTC(), ExpiresAt: utc(b.ExpiresAt), LastAt: utc(b.LastAt), EndedAt: utc(b.EndedAt), EndReason: api.BlockEndReason(b.EndReason),
 		EndedBy: b.EndedBy, Count: b.Count, Reason: b.Reason, Origin: b.Origin, CreatedBy: b.CreatedBy, Widened: b.Widened,
+		Offence: b.Offence, PromotedFrom: b.Promoted,
 	}
 	if b.Destination.IsValid() {
 		out.Destination = parry.FormatPrefix(b.Destination)
@@ -178,6 +179,9 @@ func presentRequest(r *parry.Request) api.Evidence {
 	out := api.Evidence{
 		ID: string(r.ID), BlockID: string(r.BlockID), N: r.N, ReceivedAt: r.ReceivedAt.UTC(), EventTime: utc(r.EventTime), TTL: noEnd, Token: r.TokenName,
 		RemoteAddr: addr(r.RemoteAddr), Origin: r.Origin, AlertID: r.AlertID, RuleID: r.RuleID, Reason: r.Reason,
+	}
+	if r.Source.IsValid() {
+		out.Source = parry.FormatPrefix(r.Source)
 	}
 	if r.TTL > 0 {
 		out.TTL = parry.FormatTTL(r.TTL)

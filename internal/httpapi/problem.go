@@ -56,7 +56,11 @@ func (s *Server) fail(c *gin.Context, err error) {
 	var e *parry.Error
 	switch {
 	case errors.As(err, &e) && e.Kind != parry.KindInternal:
-		if e.Err != nil {
+		switch {
+		case errors.Is(e.Err, parry.ErrGrace):
+			s.metrics.grace.Inc()
+			s.o.Logger.InfoContext(ctx, "a request was refused: its source has been given grace", "request_id", requestID(c), "why", e.Detail)
+		case e.Err != nil:
 			s.o.Logger.WarnContext(ctx, "a request met an error", "request_id", requestID(c), "kind", string(e.Kind), "err", err)
 		}
 	case ctx.Err() != nil: // the caller went away: nobody reads the answer

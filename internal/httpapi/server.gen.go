@@ -411,6 +411,22 @@ func (siw *ServerInterfaceWrapper) DeleteBlock(c *gin.Context) {
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteBlockParams
 
+	// ------------- Optional query parameter "forget" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "forget", c.Request.URL.Query(), &params.Forget, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter forget: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "grace" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "grace", c.Request.URL.Query(), &params.Grace, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter grace: %w", err), http.StatusBadRequest)
+		return
+	}
+
 	// ------------- Optional query parameter "wait" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "wait", c.Request.URL.Query(), &params.Wait, runtime.BindQueryParameterOptions{Type: "string", Format: ""})

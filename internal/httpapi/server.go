@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,7 @@ type Store interface {
 	SetExpiry(ctx context.Context, id parry.BlockID, expires time.Time, by string) (parry.Block, error)
 	EndBlock(ctx context.Context, id parry.BlockID, l parry.Lift) (b parry.Block, covered []parry.Block, err error)
 	EndBlocks(ctx context.Context, f parry.BlockFilter, ok func(*parry.Key) bool, l parry.Lift, dry bool) (parry.EndedBlocks, error)
+	Offender(ctx context.Context, source netip.Prefix) (parry.Offender, error)
 	Rejects(ctx context.Context, ids []parry.BlockID) ([]parry.Reject, error)
 	FirewallRejects(ctx context.Context, firewall string) ([]parry.Reject, error)
 	Firewalls(ctx context.Context) ([]parry.FirewallState, error)
@@ -60,10 +62,11 @@ type RunFiles interface {
 
 // Settings may change while the service runs.
 type Settings struct {
-	MaxBlocks      int64 // live blocks; 0 is no limit
-	WidenBeyondMax bool  // beyond a firewall's max_rules, block the source altogether instead of refusing
-	Waiters        int   // requests that may wait at once; 256
-	HonourDelete   bool  // a token without RightUnblock may end the blocks that it made
+	MaxBlocks      int64         // live blocks; 0 is no limit
+	WidenBeyondMax bool          // beyond a firewall's max_rules, block the source altogether instead of refusing
+	Waiters        int           // requests that may wait at once; 256
+	Grace          time.Duration // of a source whose block an operator lifts, unless the word says otherwise
+	HonourDelete   bool          // a token without RightUnblock may end the blocks that it made
 }
 
 // Check is one line of /readyz.

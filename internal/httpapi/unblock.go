@@ -35,7 +35,7 @@ func (s *Server) DeleteBlocks(c *gin.Context, params api.DeleteBlocksParams) {
 	fleet := s.o.Fleet()
 	ended, err := s.o.Store.EndBlocks(c.Request.Context(), f, func(k *parry.Key) bool {
 		return match(k) && policy.MayName(pr, fleet, k.Selector) == nil
-	}, parry.Lift{By: pr.Token.Name, Grace: parry.KeepGrace}, orZero(params.DryRun))
+	}, s.plainLift(pr), orZero(params.DryRun))
 	if err != nil {
 		s.fail(c, err)
 		return

@@ -19,6 +19,8 @@ type Limits struct {
 	MaxTTL      time.Duration // 30 days
 	MinPrefixV4 int           // the widest prefix, in bits; 24
 	MinPrefixV6 int           // 48
+	Ladder      parry.Ladder  // no rungs: repeat offenders are like all others
+	Promote     Promote
 }
 
 // Policy judges requests. Safe for concurrent use.
@@ -66,6 +68,11 @@ type Terms struct {
 	TTL        time.Duration // 0 when NoEnd
 	NoEnd      bool
 	MaxExpires time.Time // no refresh goes beyond it; zero when NoEnd
+
+	Ladder    *parry.Ladder // as in [parry.Admission], and so the next three
+	LadderTTL bool
+	EndsGrace bool
+	Promote   *parry.Promotion
 }
 
 // Admit judges an ask. The error is a [*parry.Error]: forbidden when the principal lacks a right, refused when an exemption or a limit,
@@ -90,6 +97,7 @@ func (p *Policy) Admit(pr *parry.Principal, fleet *parry.Fleet, ask Ask, now tim
 	if len(fields) > 0 {
 		return Terms{}, &parry.Error{Kind: parry.KindRefused, Detail: "policy refuses this block", Fields: fields}
 	}
+	p.escalate(&terms, l, pr, ask, now)
 	return terms, nil
 }
 

@@ -163,10 +163,16 @@ func TestReconcile_eachFailureHasItsNameAndItsSchedule(t *testing.T) {
 func TestReconcile_aReportTellsEverything(t *testing.T) {
 	simulate(t, []string{"fw-a"}, nil, func(w *world) {
 		w.becomes(w.put("198.51.100.1"), "fw-a", parry.StateEnforced)
+		counted := func(a *parry.Admission) { a.Ladder = &parry.Ladder{Rungs: []time.Duration{time.Hour, 24 * time.Hour}} }
+		first := w.put("203.0.113.0", counted)
+		w.becomes(first, "fw-a", parry.StateEnforced)
+		_, _, err := w.store.EndBlock(w.ctx, first, parry.Lift{By: "anna", Grace: parry.KeepGrace})
+		w.must(err)
+		w.becomes(first, "fw-a", parry.StateLifted)
 		w.firewall("fw-a").set(func(x *firewall) { x.fail = parry.FailPFRefused })
 		var ids []parry.BlockID
 		for i := range 25 {
-			ids = append(ids, w.put(fmt.Sprintf("203.0.113.%d", i)))
+			ids = append(ids, w.put(fmt.Sprintf("203.0.113.%d", i), counted))
 		}
 		w.becomes(ids[0], "fw-a", parry.StateDegraded)
 		r := w.mails()[0].Report
@@ -174,7 +180,7 @@ func TestReconcile_aReportTellsEverything(t *testing.T) {
 			r.Enforced != 1 || r.WaitingN < 1 || len(r.Waiting) > 20 || r.LogTail == "" || r.Bundle.Version != "1.0.0" || r.RunID == "" {
 			t.Errorf("report %+v", r)
 		}
-		if !strings.HasPrefix(r.Waiting[0], string(ids[0])+" 203.0.113.0") {
+		if !strings.HasPrefix(r.Waiting[0], string(ids[0])+" 203.0.113.0 (offence 2)") {
 			t.Errorf("waiting %q", r.Waiting)
 		}
 		for _, want := range []string{"ansible.cfg", "inventory.json", "/bundles/fake/apply.yml", "-e @", "vars.json", string(r.RunID)} {

@@ -84,7 +84,7 @@ func (t *try) blocks(ctx context.Context, r *parry.Report, applied parry.Revisio
 		return cmp.Or(cmp.Compare(a.rev, b.rev), strings.Compare(string(a.id), string(b.id)))
 	})
 	for _, b := range waiting[:min(len(waiting), reportLines)] {
-		r.Waiting = append(r.Waiting, string(b.id)+" "+describe(b.Match))
+		r.Waiting = append(r.Waiting, b.line())
 	}
 	r.WaitingN = len(waiting)
 	if applied == 0 {
@@ -103,6 +103,22 @@ func (t *try) blocks(ctx context.Context, r *parry.Report, applied parry.Revisio
 			r.Waiting = append(r.Waiting, fmt.Sprintf("%s %s (ended, not lifted yet)", b.ID, describe(b.Match)))
 		}
 	}
+}
+
+// line names a block for people, with what sets it apart: "b-… 203.0.113.0/24 (offence 2, of 5 sources)".
+func (b *standing) line() string {
+	var notes []string
+	if b.offence > 1 {
+		notes = append(notes, fmt.Sprintf("offence %d", b.offence))
+	}
+	if b.promoted > 0 {
+		notes = append(notes, fmt.Sprintf("of %d sources", b.promoted))
+	}
+	s := string(b.id) + " " + describe(b.Match)
+	if len(notes) > 0 {
+		s += " (" + strings.Join(notes, ", ") + ")"
+	}
+	return s
 }
 
 // describe writes a match for people: "203.0.113.7 → 198.51.100.10:22/tcp on wan".

@@ -11,10 +11,11 @@ import (
 // standing is what a lane must know of a live block.
 type standing struct {
 	parry.Key
-	id      parry.BlockID
-	rev     parry.Revision
-	created int64 // Unix milliseconds
-	expires int64 // Unix seconds, rounded up; 0 is without end
+	id                parry.BlockID
+	rev               parry.Revision
+	created           int64 // Unix milliseconds
+	expires           int64 // Unix seconds, rounded up; 0 is without end
+	offence, promoted int   // as the block's
 }
 
 // view is the live blocks as of a revision, shared by all lanes and advanced by what changed, so that no run reads 100,000 blocks again.
@@ -62,7 +63,7 @@ func (v *view) refresh(ctx context.Context) error {
 func changed(b *parry.Block) parry.Revision { return max(b.Rev, b.EndRev) }
 
 func stand(b *parry.Block) standing {
-	s := standing{Key: b.Key, id: b.ID, rev: b.Rev, created: b.CreatedAt.UnixMilli()}
+	s := standing{Key: b.Key, id: b.ID, rev: b.Rev, created: b.CreatedAt.UnixMilli(), offence: b.Offence, promoted: b.Promoted}
 	if !b.ExpiresAt.IsZero() {
 		s.expires = (b.ExpiresAt.UnixMilli() + 999) / 1000
 	}
