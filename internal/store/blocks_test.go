@@ -1,10 +1,12 @@
 package store_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -380,4 +382,36 @@ func FuzzCursor(f *testing.F) {
 			}
 		}
 	})
+}
+
+// cancelledWritesAreDoneOrNot: an error means that nothing was done, an answer that all was, whenever the caller gives up.
+func cancelledWritesAreDoneOrNot(e *env) {
+	var ids []parry.BlockID
+	for i := range 60 {
+		ids = append(ids, e.put(e.ask(fmt.Sprintf("203.0.113.%d", i+1))).Block.ID)
+	}
+	release := e.blockWriter()
+	errs := make([]error, len(ids))
+	var begun, wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(e.Context())
+	for i, id := range ids {
+		begun.Add(1)
+		wg.Go(func() {
+			begun.Done()
+			var b parry.Block
+			if b, _, errs[i] = e.EndBlock(ctx, id, lifted("ops")); errs[i] == nil && b.ID != id {
+				e.Errorf("block %s: the answer is about %q", id, b.ID)
+			}
+		})
+	}
+	begun.Wait()
+	cancel()
+	release()
+	wg.Wait()
+	for i, id := range ids {
+		b := e.block(id)
+		if live := b.Live(); live != (errs[i] != nil) {
+			e.Errorf("block %s: live is %t after the error %v", id, live, errs[i])
+		}
+	}
 }

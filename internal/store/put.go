@@ -42,8 +42,13 @@ func (s *Store) Put(ctx context.Context, a parry.Admission) (parry.Admitted, err
 		return parry.Admitted{}, &parry.Error{Kind: parry.KindUnavailable, RetryAfter: time.Second,
 			Detail: fmt.Sprintf("%d requests wait for the database already; try again", cap(s.queue))}
 	}
-	if err := s.await(ctx, "put a block", o); err != nil {
-		return parry.Admitted{}, err
+	select {
+	case <-o.done:
+	case <-ctx.Done():
+		return parry.Admitted{}, fmt.Errorf("put a block: %w (it may still be done)", ctx.Err())
+	}
+	if o.err != nil {
+		return parry.Admitted{}, s.wrap(o.err, "put a block")
 	}
 	return p.res, nil
 }

@@ -73,7 +73,7 @@ var suite = []func(*env){
 	blocksFilterAndPage, changesGiveWhatWasWritten, requestsPage,
 	firewallsComeAndGo, holdsOfOneAndAll, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned, sentIsWhatARunMayHaveBrought,
 	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
-	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits,
+	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits, cancelledWritesAreDoneOrNot,
 	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold,
 	feedReadersAddUp,
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/parry/parry/internal/parry"
@@ -17,13 +18,15 @@ const maxBatch = 512 // operations in one transaction
 // op is one operation on its way through the writer: put, or any other as fn. fn may run twice (see the package's comment) and must not
 // have written when it returns an error that bears a kind.
 type op struct {
-	put  *put
-	fn   func(*tx) error
-	err  error
-	done chan struct{}
+	put   *put
+	fn    func(*tx) error
+	taken atomic.Bool // by the writer, or by a caller of fn that gave up: whoever comes second leaves it alone
+	err   error
+	done  chan struct{}
 }
 
-// write runs fn in a writing transaction and waits until that is committed.
+// write runs fn in a writing transaction and waits until that is committed. When ctx ends first, fn is not run at all, or, when it is being
+// run, waited for: what it leaves in its caller's variables is whole.
 func (s *Store) write(ctx context.Context, doing string, fn func(*tx) error) error {
 	o := &op{fn: fn, done: make(chan struct{})}
 	s.mu.RLock()
@@ -38,16 +41,15 @@ func (s *Store) write(ctx context.Context, doing string, fn func(*tx) error) err
 		s.mu.RUnlock()
 		return fmt.Errorf("%s: %w", doing, ctx.Err())
 	}
-	return s.await(ctx, doing, o)
-}
-
-func (s *Store) await(ctx context.Context, doing string, o *op) error {
 	select {
 	case <-o.done:
-		return s.wrap(o.err, doing)
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w (it may still be done)", doing, ctx.Err())
+		if o.taken.CompareAndSwap(false, true) {
+			return fmt.Errorf("%s: %w", doing, ctx.Err())
+		}
+		<-o.done // soon: a batch has a time limit
 	}
+	return s.wrap(o.err, doing)
 }
 
 func errClosed() error {
@@ -60,8 +62,14 @@ func (s *Store) writeLoop() {
 	w := &writer{s: s}
 	defer w.drop()
 	batch := make([]*op, 0, maxBatch)
+	take := func(o *op) {
+		if o.taken.CompareAndSwap(false, true) {
+			batch = append(batch, o)
+		}
+	}
 	for o := range s.queue {
-		batch = append(batch[:0], o)
+		batch = batch[:0]
+		take(o)
 	more:
 		for len(batch) < maxBatch {
 			select {
@@ -69,12 +77,14 @@ func (s *Store) writeLoop() {
 				if !ok {
 					break more
 				}
-				batch = append(batch, o)
+				take(o)
 			default:
 				break more
 			}
 		}
-		w.commit(batch)
+		if len(batch) > 0 {
+			w.commit(batch)
+		}
 		clear(batch)
 	}
 }
