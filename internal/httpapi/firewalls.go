@@ -152,9 +152,12 @@ func (s *Server) ReleaseFirewall(c *gin.Context, name api.FirewallName) { s.hold
 func (s *Server) HoldAll(c *gin.Context)                                { s.hold(c, "", true) }
 func (s *Server) ReleaseAll(c *gin.Context)                             { s.hold(c, "", false) }
 
-// order passes an operator's word on to a firewall's lane.
+// order passes an operator's word on to a firewall's lane. One that is no longer listed has none.
 func (s *Server) order(c *gin.Context, name string, give func(ctx context.Context, name string) error) {
 	err := s.mayTouch(c, name)
+	if err == nil {
+		err = s.listed(c, name)
+	}
 	if err == nil {
 		err = give(c.Request.Context(), name)
 	}
@@ -163,6 +166,14 @@ func (s *Server) order(c *gin.Context, name string, give func(ctx context.Contex
 		return
 	}
 	s.answerFirewall(c, http.StatusAccepted, name)
+}
+
+func (s *Server) listed(c *gin.Context, name string) error {
+	st, err := s.o.Store.FirewallState(c.Request.Context(), name)
+	if err == nil && !st.Listed {
+		err = parry.Errorf(parry.KindConflict, "%s is gone from the configuration, so parry does not reach it: list it again and reload parry first", name)
+	}
+	return err
 }
 
 func (s *Server) RetireFirewall(c *gin.Context, name api.FirewallName) {
@@ -187,8 +198,8 @@ func (s *Server) firewallsCheck(ctx context.Context) []string {
 	var out []string
 	for _, st := range states {
 		switch {
-		case !st.Listed && !st.Retiring && st.Proof.Count > 0:
-			out = append(out, st.Name+" is gone from the configuration and may still hold entries: parry firewalls retire "+st.Name)
+		case !st.Listed && st.Proof.Count > 0:
+			out = append(out, st.Name+" is gone from the configuration and may still hold entries: list it again, then parry firewalls retire "+st.Name)
 		case st.Incident.Open():
 			out = append(out, st.Name+" is failing: "+string(st.Incident.Failure))
 		case st.Hold.Held():

@@ -4,6 +4,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,9 +53,32 @@ func TestFirewalls_words(t *testing.T) {
 	if st, err := b.store.FirewallState(t.Context(), "edge-a"); err != nil || st.VerifyRev == 0 || int64(st.DirtyRev) != before.DirtyRevision {
 		t.Errorf("a read-back is asked for, and nothing is to be written: %+v, %v", st, err)
 	}
-	if r := b.do(parry.RoleApprover, "POST", "/api/v1/firewalls/edge-a/retire", ""); r.StatusCode/100 != 2 && r.StatusCode != http.StatusConflict {
-		t.Errorf("retire: %d %s", r.StatusCode, r.body)
+	if got := order("retire"); !got.Retiring {
+		t.Errorf("got %+v", got)
 	}
+}
+
+func TestFirewalls_whatIsNoLongerListedMustBeListedAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.run("edge-a", "")
+	rest := slices.DeleteFunc(slices.Clone(testFleet.Firewalls), func(fw parry.Firewall) bool { return fw.Name == "edge-a" })
+	if err := b.store.SyncFirewalls(t.Context(), rest); err != nil {
+		t.Fatal(err)
+	}
+	for _, word := range []string{"retire", "adopt", "approve", "verify"} {
+		r := b.do(parry.RoleApprover, "POST", "/api/v1/firewalls/edge-a/"+word, "")
+		if r.StatusCode != http.StatusConflict || !strings.Contains(r.body, "list it again") {
+			t.Errorf("%s: %d %s", word, r.StatusCode, r.body)
+		}
+	}
+	if r := b.do(parry.RoleReader, "GET", "/readyz", ""); !strings.Contains(r.body, "edge-a is gone from the configuration") || !strings.Contains(r.body, "list it again") {
+		t.Errorf("readyz: %s", r.body)
+	}
+	if err := b.store.SyncFirewalls(t.Context(), testFleet.Firewalls); err != nil {
+		t.Fatal(err)
+	}
+	into[api.Firewall](t, b.do(parry.RoleApprover, "POST", "/api/v1/firewalls/edge-a/retire", ""), 202)
 }
 
 func TestFirewalls_showIncidentsRejectsAndProofs(t *testing.T) {
