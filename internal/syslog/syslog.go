@@ -228,6 +228,21 @@ func (c *Client) dial(ctx context.Context) (*watched, error) {
 	}
 }
 
+// Probe connects, sends nothing, and ends the connection.
+func (c *Client) Probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
+	defer cancel()
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return fmt.Errorf("syslog %s: %w", c.o.Address, err)
+	}
+	_ = conn.Close()
+	if conn.gone != nil {
+		<-conn.gone
+	}
+	return nil
+}
+
 // Close ends the connection, if there is one. A later Send makes a new one.
 func (c *Client) Close() error {
 	c.turn <- struct{}{}
