@@ -26,6 +26,7 @@ type Config struct {
 	Retention        Retention   `yaml:"retention"`
 	Feeds            Feeds       `yaml:"feeds"`
 	Mail             Mail        `yaml:"mail"`
+	Channels         []Channel   `yaml:"channels"`
 	Log              Log         `yaml:"log"`
 	TrustedProxies   []Prefix    `yaml:"trusted_proxies"`
 	Hooks            Hooks       `yaml:"hooks"`

@@ -76,6 +76,11 @@ func Load(path string, environ []string) (*Config, error) {
 		}
 		l.secret("database.dsn", &c.Database.DSN, c.Database.DSNFile)
 		l.secret("mail.password", &c.Mail.Password, c.Mail.PasswordFile)
+		for i := range c.Channels {
+			ch, key := &c.Channels[i], fmt.Sprintf("channels[%d]", i)
+			l.secret(key+".token", &ch.Token, ch.TokenFile)
+			l.secret(key+".secret", &ch.Secret, ch.SecretFile)
+		}
 		c.complete()
 		for _, p := range c.Validate() {
 			l.problem(l.lineOf(p.Key), p.Key, "%s", p.Text)
@@ -111,6 +116,9 @@ func Socket(path string) string {
 func (c *Config) complete() {
 	if c.Database.Path == "" {
 		c.Database.Path = filepath.Join(c.StateDir, "parry.db")
+	}
+	for i := range c.Channels {
+		c.Channels[i].complete()
 	}
 	for i := range c.Firewalls {
 		f := &c.Firewalls[i]
@@ -286,6 +294,10 @@ func resolvePaths(v reflect.Value, dir string) {
 			}
 		case isStruct(f.Type()):
 			resolvePaths(f, dir)
+		case f.Kind() == reflect.Slice && isStruct(f.Type().Elem()):
+			for j := range f.Len() {
+				resolvePaths(f.Index(j), dir)
+			}
 		}
 	}
 }

@@ -118,6 +118,7 @@ func (c *Config) Validate() []Problem {
 	v.within("retention.outbox", t.Outbox, time.Hour, 100*year)
 
 	v.mail(&c.Mail)
+	v.channels(c)
 	v.oneOf("log.format", c.Log.Format, "text", "json")
 	v.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	return v.problems
