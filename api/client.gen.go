@@ -594,6 +594,52 @@ type Caller struct {
 	Sources    []string `json:"sources,omitempty,omitzero"`
 }
 
+// Channel defines model for Channel.
+type Channel struct {
+	// DeliveredAt The last delivery
+	DeliveredAt time.Time `json:"delivered_at,omitempty,omitzero"`
+
+	// Events What it hears of: firewall.failed, firewall.recovered, block.rejected, block.added, block.ended
+	Events []string `json:"events"`
+
+	// FailedAt The last failure
+	FailedAt time.Time `json:"failed_at,omitempty,omitzero"`
+
+	// Failing Of these, tried at least once
+	Failing int64 `json:"failing"`
+
+	// LastError Of the last failure; what another server wrote
+	LastError string `json:"last_error,omitempty,omitzero"`
+
+	// MinSeverity The least that it hears of: info, warning or critical
+	MinSeverity string `json:"min_severity"`
+	Name        string `json:"name"`
+
+	// Oldest Of those that wait
+	Oldest time.Time `json:"oldest,omitempty,omitzero"`
+
+	// Type mail, webhook, telegram, thehive or syslog
+	Type string `json:"type"`
+
+	// Waiting Notifications that are not delivered
+	Waiting int64 `json:"waiting"`
+}
+
+// ChannelList defines model for ChannelList.
+type ChannelList struct {
+	Items []Channel `json:"items"`
+}
+
+// ChannelTest defines model for ChannelTest.
+type ChannelTest struct {
+	// Answer What the other side said, or what went wrong
+	Answer    string `json:"answer"`
+	Delivered bool   `json:"delivered"`
+
+	// Milliseconds How long it took
+	Milliseconds int64 `json:"milliseconds"`
+}
+
 // CreatedExemption defines model for CreatedExemption.
 type CreatedExemption struct {
 	// EndedBlocks Ids of the live blocks that it ended
@@ -1557,6 +1603,20 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/blocks/{id}/requests (the `ListBlockRequests` operationId).
 	ListBlockRequests(ctx context.Context, id BlockID, params *ListBlockRequestsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListChannels The channels that tell people, and how they stand
+	//
+	// Mail is among them, as `mail`, where it is configured.
+	//
+	// Corresponds with GET /api/v1/channels (the `ListChannels` operationId).
+	ListChannels(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TestChannel Send a test through a channel, and tell what the other side answered
+	//
+	// It goes out at once, past what waits. That the channel failed is an answer too, with `delivered` false.
+	//
+	// Corresponds with POST /api/v1/channels/{name}/test (the `TestChannel` operationId).
+	TestChannel(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListExemptions Everything that is never blocked, save the special ranges
 	//
 	// Corresponds with GET /api/v1/exemptions (the `ListExemptions` operationId).
@@ -1954,6 +2014,40 @@ func (c *Client) UpdateBlock(ctx context.Context, id BlockID, body UpdateBlockJS
 // Corresponds with GET /api/v1/blocks/{id}/requests (the `ListBlockRequests` operationId).
 func (c *Client) ListBlockRequests(ctx context.Context, id BlockID, params *ListBlockRequestsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListBlockRequestsRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListChannels The channels that tell people, and how they stand
+//
+// Mail is among them, as `mail`, where it is configured.
+//
+// Corresponds with GET /api/v1/channels (the `ListChannels` operationId).
+func (c *Client) ListChannels(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListChannelsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TestChannel Send a test through a channel, and tell what the other side answered
+//
+// It goes out at once, past what waits. That the channel failed is an answer too, with `delivered` false.
+//
+// Corresponds with POST /api/v1/channels/{name}/test (the `TestChannel` operationId).
+func (c *Client) TestChannel(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTestChannelRequest(c.Server, name)
 	if err != nil {
 		return nil, err
 	}
@@ -3206,6 +3300,67 @@ func NewListBlockRequestsRequest(server string, id BlockID, params *ListBlockReq
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListChannelsRequest constructs an http.Request for the ListChannels method
+func NewListChannelsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/channels")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewTestChannelRequest constructs an http.Request for the TestChannel method
+func NewTestChannelRequest(server string, name string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/channels/%s/test", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -4686,6 +4841,24 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/blocks/{id}/requests (the `ListBlockRequests` operationId).
 	ListBlockRequestsWithResponse(ctx context.Context, id BlockID, params *ListBlockRequestsParams, reqEditors ...RequestEditorFn) (*ListBlockRequestsResult, error)
 
+	// ListChannelsWithResponse The channels that tell people, and how they stand
+	//
+	// Mail is among them, as `mail`, where it is configured.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/channels (the `ListChannels` operationId).
+	ListChannelsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListChannelsResult, error)
+
+	// TestChannelWithResponse Send a test through a channel, and tell what the other side answered
+	//
+	// It goes out at once, past what waits. That the channel failed is an answer too, with `delivered` false.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/channels/{name}/test (the `TestChannel` operationId).
+	TestChannelWithResponse(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*TestChannelResult, error)
+
 	// ListExemptionsWithResponse Everything that is never blocked, save the special ranges
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -5394,6 +5567,116 @@ func (r ListBlockRequestsResult) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListBlockRequestsResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListChannelsResultDefaultHeaders the declared response headers of an HTTP default response for ListChannels
+type ListChannelsResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ListChannelsResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ChannelList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListChannelsResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListChannelsResult) GetJSON200() *ChannelList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListChannelsResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListChannelsResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListChannelsResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListChannelsResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListChannelsResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// TestChannelResultDefaultHeaders the declared response headers of an HTTP default response for TestChannel
+type TestChannelResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type TestChannelResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ChannelTest
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *TestChannelResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r TestChannelResult) GetJSON200() *ChannelTest {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r TestChannelResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r TestChannelResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r TestChannelResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TestChannelResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r TestChannelResult) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7252,6 +7535,36 @@ func (c *ClientWithResponses) ListBlockRequestsWithResponse(ctx context.Context,
 	return ParseListBlockRequestsResult(rsp)
 }
 
+// ListChannelsWithResponse The channels that tell people, and how they stand
+//
+// Mail is among them, as `mail`, where it is configured.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/channels (the `ListChannels` operationId).
+func (c *ClientWithResponses) ListChannelsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListChannelsResult, error) {
+	rsp, err := c.ListChannels(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListChannelsResult(rsp)
+}
+
+// TestChannelWithResponse Send a test through a channel, and tell what the other side answered
+//
+// It goes out at once, past what waits. That the channel failed is an answer too, with `delivered` false.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/channels/{name}/test (the `TestChannel` operationId).
+func (c *ClientWithResponses) TestChannelWithResponse(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*TestChannelResult, error) {
+	rsp, err := c.TestChannel(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTestChannelResult(rsp)
+}
+
 // ListExemptionsWithResponse Everything that is never blocked, save the special ranges
 //
 // Returns a wrapper object for the known response body format(s).
@@ -8129,6 +8442,98 @@ func ParseListBlockRequestsResult(rsp *http.Response) (*ListBlockRequestsResult,
 	switch {
 	case true:
 		var headers ListBlockRequestsResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListChannelsResult parses an HTTP response from a ListChannelsWithResponse call
+func ParseListChannelsResult(rsp *http.Response) (*ListChannelsResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListChannelsResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ChannelList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListChannelsResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseTestChannelResult parses an HTTP response from a TestChannelWithResponse call
+func ParseTestChannelResult(rsp *http.Response) (*TestChannelResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TestChannelResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ChannelTest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers TestChannelResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -75,6 +75,7 @@ func Check(ctx context.Context, o CheckOptions) []Finding {
 	c.database(ctx)
 	c.firewalls(ctx)
 	c.mail(ctx)
+	c.channels(ctx)
 	return sorted(c.found)
 }
 

@@ -200,7 +200,7 @@ func unchangeable(c *config.Config) map[string]any {
 	return map[string]any{
 		"listen": &c.Listen, "tls": &c.TLS, "socket": &c.Socket, "state_dir": &c.StateDir, "database": &c.Database, "bundles": &c.Bundles,
 		"ansible": &c.Ansible, "limits.queue": &c.Limits.Queue, "reconcile": &c.Reconcile,
-		"blocks.expiry_slack": &c.Blocks.ExpirySlack, "mail": &c.Mail, "log.format": &c.Log.Format, "trusted_proxies": &c.TrustedProxies,
+		"blocks.expiry_slack": &c.Blocks.ExpirySlack, "mail": &c.Mail, "channels": &c.Channels, "log.format": &c.Log.Format, "trusted_proxies": &c.TrustedProxies,
 	}
 }
 

@@ -60,6 +60,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 		Agent:    func(name string) (parry.Selector, bool) { return a.config().Hooks.AgentSelector(name) },
 		Wazuh:    func() hooks.Settings { return a.config().Hooks.Wazuh.Settings() },
 		Phase:    func(name string) string { return string(a.reconciler.LaneState(name)) },
+		Channels: a.notifier,
 		RunFiles: runFiles{cfg.StateDir},
 		Checks:   a.checks(),
 		Version:  func() (string, string, string) { return a.o.Version, a.o.Commit, a.o.Built },
@@ -90,15 +91,18 @@ func (a *App) checks() []httpapi.Check {
 			return errors.Join(errs...)
 		}},
 		{Name: "clock", Func: func(context.Context) error { return a.reconciler.ClockHeld() }},
-		{Name: "mail", Advisory: true, Func: func(ctx context.Context) error {
-			c, err := a.store.Counts(ctx)
+		{Name: "channels", Advisory: true, Func: func(ctx context.Context) error {
+			all, err := a.notifier.States(ctx)
 			if err != nil {
 				return nil // the database has a line of its own
 			}
-			if late := a.now().Sub(c.OldestUnsent); c.Undelivered > 0 && late > 10*time.Minute {
-				return fmt.Errorf("%d notifications wait, the oldest for %s", c.Undelivered, late.Round(time.Minute))
+			var errs []error
+			for _, c := range all {
+				if late := a.now().Sub(c.Oldest); c.Waiting > 0 && late > 10*time.Minute {
+					errs = append(errs, fmt.Errorf("channel %s: %d notifications wait, the oldest for %s", c.Channel, c.Waiting, late.Round(time.Minute)))
+				}
 			}
-			return nil
+			return errors.Join(errs...)
 		}},
 		{Name: "certificate", Advisory: true, Func: func(context.Context) error {
 			if a.cert == nil {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -129,7 +130,8 @@ func (v *validator) channels(c *Config) {
 			continue
 		}
 		values := ch.values()
-		for setting, set := range values {
+		for _, setting := range slices.Sorted(maps.Keys(values)) {
+			set := values[setting]
 			must, may := slices.Contains(has, setting+"!"), slices.Contains(has, setting)
 			switch {
 			case must && !set:

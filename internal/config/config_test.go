@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,11 +56,14 @@ func TestShippedFile_explainsEverySetting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The example firewall stands commented out, "#- name:" after "#firewalls:".
-	text := strings.Replace(string(data), "\nfirewalls: []\n", "\n", 1)
-	at := strings.Index(text, "\n#firewalls:")
-	end := at + strings.Index(text[at:], "\n\n")
-	text = text[:at] + regexp.MustCompile(`(?m)^#`).ReplaceAllString(text[at:end], "") + text[end:]
+	// The examples of a list stand commented out, "#- name:" after "#firewalls:", and what they are examples of before them, empty.
+	text := string(data)
+	for _, name := range regexp.MustCompile(`(?m)^#([a-z_]+):$`).FindAllStringSubmatch(text, -1) {
+		text = strings.Replace(text, "\n"+name[1]+": []\n", "\n", 1)
+		at := strings.Index(text, "\n#"+name[1]+":\n")
+		end := at + strings.Index(text[at:], "\n\n")
+		text = text[:at] + regexp.MustCompile(`(?m)^#`).ReplaceAllString(text[at:end], "") + text[end:]
+	}
 	var doc map[string]any
 	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
 		t.Fatal(err)
@@ -86,7 +90,10 @@ func TestShippedFile_explainsEverySetting(t *testing.T) {
 				t.Errorf("%s: has no example", list)
 				continue
 			}
-			_, ok = has(items[0].(map[string]any), rest)
+			ok = slices.ContainsFunc(items, func(item any) bool {
+				_, ok := has(item.(map[string]any), rest)
+				return ok
+			})
 		}
 		if !ok {
 			t.Errorf("configs/parry.yaml does not show %s", key)

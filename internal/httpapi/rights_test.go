@@ -56,6 +56,9 @@ var routes = map[string][]parry.Role{
 	"POST /api/v1/exemptions":       atLeast(parry.RoleApprover),
 	"DELETE /api/v1/exemptions/:id": atLeast(parry.RoleApprover),
 
+	"GET /api/v1/channels":             atLeast(parry.RoleReader),
+	"POST /api/v1/channels/:name/test": atLeast(parry.RoleOperator),
+
 	"GET /api/v1/tokens":        atLeast(parry.RoleAdmin),
 	"POST /api/v1/tokens":       atLeast(parry.RoleAdmin),
 	"DELETE /api/v1/tokens/:id": atLeast(parry.RoleAdmin),

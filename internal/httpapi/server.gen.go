@@ -35,6 +35,12 @@ type ServerInterface interface {
 	// ListBlockRequests The requests that made and refreshed a block, newest first
 	// (GET /api/v1/blocks/{id}/requests)
 	ListBlockRequests(c *gin.Context, id BlockID, params ListBlockRequestsParams)
+	// ListChannels The channels that tell people, and how they stand
+	// (GET /api/v1/channels)
+	ListChannels(c *gin.Context)
+	// TestChannel Send a test through a channel, and tell what the other side answered
+	// (POST /api/v1/channels/{name}/test)
+	TestChannel(c *gin.Context, name string)
 	// ListExemptions Everything that is never blocked, save the special ranges
 	// (GET /api/v1/exemptions)
 	ListExemptions(c *gin.Context)
@@ -537,6 +543,44 @@ func (siw *ServerInterfaceWrapper) ListBlockRequests(c *gin.Context) {
 	}
 
 	siw.Handler.ListBlockRequests(c, id, params)
+}
+
+// ListChannels operation middleware
+func (siw *ServerInterfaceWrapper) ListChannels(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListChannels(c)
+}
+
+// TestChannel operation middleware
+func (siw *ServerInterfaceWrapper) TestChannel(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.TestChannel(c, name)
 }
 
 // ListExemptions operation middleware
@@ -1344,6 +1388,8 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/blocks/:id", wrapper.GetBlock)
 	router.PATCH(options.BaseURL+"/api/v1/blocks/:id", wrapper.UpdateBlock)
 	router.GET(options.BaseURL+"/api/v1/blocks/:id/requests", wrapper.ListBlockRequests)
+	router.GET(options.BaseURL+"/api/v1/channels", wrapper.ListChannels)
+	router.POST(options.BaseURL+"/api/v1/channels/:name/test", wrapper.TestChannel)
 	router.GET(options.BaseURL+"/api/v1/exemptions", wrapper.ListExemptions)
 	router.POST(options.BaseURL+"/api/v1/exemptions", wrapper.CreateExemption)
 	router.DELETE(options.BaseURL+"/api/v1/exemptions/:id", wrapper.DeleteExemption)

@@ -60,6 +60,13 @@ type RunFiles interface {
 	Events(r parry.Run) (io.ReadCloser, error)
 }
 
+// Channels are the ways to tell people.
+type Channels interface {
+	States(ctx context.Context) ([]parry.Channel, error)
+	// Test sends a test through one. An error that is no [parry.Error] of KindNotFound or KindConflict is what came of it.
+	Test(ctx context.Context, name string) (answer string, took time.Duration, err error)
+}
+
 // Settings may change while the service runs.
 type Settings struct {
 	MaxBlocks      int64         // live blocks; 0 is no limit
@@ -90,6 +97,7 @@ type Options struct {
 	Agent    func(name string) (parry.Selector, bool)      // what a SIEM's agent, by its name or id, stands for; nil: none is listed
 	Wazuh    func() hooks.Settings                         // which alerts become blocks, beside the policy; nil: all
 	Phase    func(firewall string) string                  // what the lane does on this replica; nil: not told
+	Channels Channels                                      // nil: none
 	RunFiles RunFiles                                      // nil: none
 	Checks   []Check                                       // beside the database's and the firewalls'
 	Version  func() (version, commit, built string)        // nil: "dev"

@@ -30,6 +30,7 @@ const (
 	RightUnblock    Right = "unblock"     // end, extend, shorten
 	RightUnblockOwn Right = "unblock-own" // end blocks that the token made; without RightUnblock, only where the configuration honours it
 	RightHold       Right = "hold"        // hold and release firewalls
+	RightNotify     Right = "notify"      // send a test through a channel
 	RightExempt     Right = "exempt"      // add and remove exemptions
 	RightTakeOver   Right = "take-over"   // adopt, approve, retire
 	RightWithoutEnd Right = "without-end" // a block without end
@@ -42,11 +43,11 @@ var rights = map[Role][]Right{
 	RoleFeed:    {RightFeed},
 	RoleTrigger: {RightBlock, RightReadOwn, RightUnblockOwn, RightList},
 	RoleReader:  {RightReadOwn, RightRead, RightFeed},
-	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightList,
+	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
 		RightEditLists},
-	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightList,
+	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
 		RightEditLists, RightExempt, RightTakeOver},
-	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightList,
+	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
 		RightEditLists, RightExempt, RightTakeOver, RightWithoutEnd, RightTokens},
 }
 
