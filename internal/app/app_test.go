@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/parry/parry/api"
 	"github.com/parry/parry/internal/app"
 	"github.com/parry/parry/internal/cli"
@@ -38,7 +40,7 @@ func TestMain(m *testing.M) {
 			In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Environ: os.Environ(), Now: time.Now,
 		}, os.Args[1:])))
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 func repo() string {
