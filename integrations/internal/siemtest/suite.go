@@ -336,11 +336,7 @@ func spoolFull(r *Rig, s *Service, t Trigger) {
 // Another name of the script is another configuration, so that a SIEM can have two.
 func otherName(r *Rig, s *Service, t Trigger) {
 	script := r.Dir + "/" + filepath.Base(r.Script) + "-ddos"
-	raw, err := os.ReadFile(r.Script)
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.Write(filepath.Base(script), string(raw))
+	r.Install(script)
 	r.Script = script
 	fire(r, t, Alert{N: 1, Source: r.Address(7), Time: ago(0)})
 	r.Sent()
