@@ -982,7 +982,7 @@ type HookDecision struct {
 	// counts as evidence only; the others are told above.
 	Reason HookDecisionReason `json:"reason,omitempty,omitzero"`
 
-	// TTL How long, from the event's time
+	// TTL In a dry run: how long a new block would last, from the event's time
 	TTL string `json:"ttl,omitempty,omitzero"`
 }
 

@@ -22,6 +22,7 @@ type blockAsk struct {
 	ttl       time.Duration // 0: the default
 	noEnd     bool
 	eventTime time.Time // zero: none given
+	alert     bool      // a SIEM's alert, as it came
 
 	reason, origin, alertID, ruleID string // inert text, as written
 }

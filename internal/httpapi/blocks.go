@@ -46,7 +46,7 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		return
 	}
 	if orZero(params.DryRun) {
-		s.tryBlock(c, a.Key)
+		s.tryBlock(c, &a, now)
 		return
 	}
 	w, err := s.beginWait(c, orZero(params.Wait))
@@ -64,14 +64,14 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 }
 
 // tryBlock answers a dry run that passed every check.
-func (s *Server) tryBlock(c *gin.Context, key parry.Key) {
-	switch b, err := s.liveBlock(c.Request.Context(), key); {
+func (s *Server) tryBlock(c *gin.Context, a *parry.Admission, now time.Time) {
+	switch f, err := s.foresee(c.Request.Context(), a, now); {
 	case err != nil:
 		s.fail(c, err)
-	case b == nil:
+	case f.live == nil:
 		c.Status(http.StatusNoContent)
 	default:
-		s.answer(c, http.StatusOK, b)
+		s.answer(c, http.StatusOK, f.live)
 	}
 }
 
@@ -134,7 +134,8 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 		e.Fields = []parry.FieldError{{Pointer: "/firewalls", Detail: fmt.Sprintf("%q means no firewall today", ask.selector)}}
 		return parry.Admission{}, e
 	}
-	terms, err := s.o.Policy.Admit(pr, fleet, policy.Ask{Source: ask.match.Source, Selector: ask.selector, TTL: ask.ttl, NoEnd: ask.noEnd}, now)
+	terms, err := s.o.Policy.Admit(pr, fleet,
+		policy.Ask{Source: ask.match.Source, Selector: ask.selector, TTL: ask.ttl, NoEnd: ask.noEnd, Alert: ask.alert}, now)
 	if err != nil {
 		if _, protected := s.o.Policy.Overlapping(ask.match.Source, now); protected && parry.KindOf(err) == parry.KindRefused {
 			s.insist.refused(c.Request.Context(), s.o.Logger, &pr.Token, now)

@@ -46,7 +46,7 @@ func (s *Server) HookWazuh(c *gin.Context, params api.HookWazuhParams) {
 	}
 	ask := blockAsk{
 		match: parry.Match{Source: netip.PrefixFrom(verdict.Source, verdict.Source.BitLen())}, selector: s.agentSelector(alert.Agent, alert.AgentID),
-		ttl: verdict.TTL, reason: alert.Description, origin: originWazuh, alertID: alert.ID, ruleID: alert.RuleID,
+		ttl: verdict.TTL, alert: true, reason: alert.Description, origin: originWazuh, alertID: alert.ID, ruleID: alert.RuleID,
 	}
 	if checkEventTime(alert.Time, now) == nil { // else the SIEM's clock is wrong, which is no reason to let an attacker in
 		ask.eventTime = alert.Time
@@ -59,10 +59,10 @@ func (s *Server) HookWazuh(c *gin.Context, params api.HookWazuhParams) {
 	if key, ok := alert.Key(verdict.Source); ok {
 		a.Idempotency = &parry.Idempotency{Scope: scopeOf(c, pr), Key: hex.EncodeToString(key[:]), Hash: key}
 	}
-	answer.Firewalls, answer.TTL = a.Key.Selector.Names(), parry.FormatTTL(a.Request.TTL)
+	answer.Firewalls = a.Key.Selector.Names()
 	status := http.StatusOK
 	if answer.DryRun {
-		err = s.foresee(c.Request.Context(), &answer, &a, now)
+		err = s.tryAlert(c.Request.Context(), &answer, &a, now)
 	} else if answer.Block, status, err = s.put(c, nil, a); err == nil && !answer.Block.EndedAt.IsZero() {
 		ignored(&answer, string(api.HookDecisionReasonEnded), "the event is from before its block ended, and counts as evidence only")
 	}
@@ -73,17 +73,18 @@ func (s *Server) HookWazuh(c *gin.Context, params api.HookWazuhParams) {
 	s.decided(c, status, &answer)
 }
 
-// foresee answers a dry run with what the database would do, as far as that can be told from outside of it.
-func (s *Server) foresee(ctx context.Context, answer *api.HookDecision, a *parry.Admission, now time.Time) error {
-	b, err := s.liveBlock(ctx, a.Key)
-	switch event := a.Request.EventTime; {
+// tryAlert fills in the answer to a dry run.
+func (s *Server) tryAlert(ctx context.Context, answer *api.HookDecision, a *parry.Admission, now time.Time) error {
+	f, err := s.foresee(ctx, a, now)
+	switch {
 	case err != nil:
 		return err
-	case b != nil:
-		answer.Block = *b
-	case !event.IsZero() && !event.Add(a.Request.TTL).After(now):
+	case f.live != nil:
+		answer.Block = *f.live
+	case f.late:
 		ignored(answer, string(api.HookDecisionReasonEnded), "the event is older than its block would last, and would count as evidence only")
 	}
+	answer.TTL = parry.FormatTTL(f.ttl) // an alert never asks for a block without end
 	return nil
 }
 
@@ -121,30 +122,6 @@ func (s *Server) decided(c *gin.Context, status int, answer *api.HookDecision) {
 			slog.String("alert_id", answer.Alert.ID), slog.String("rule_id", answer.Alert.RuleID), slog.String("detail", answer.Detail))
 	}
 	s.answer(c, status, answer)
-}
-
-// liveBlock is the live block of a key, or nil.
-func (s *Server) liveBlock(ctx context.Context, key parry.Key) (*api.Block, error) {
-	live := true
-	f := parry.BlockFilter{Source: key.Source, Selector: key.Selector, Live: &live, Limit: 1000}
-	for {
-		page, err := s.o.Store.Blocks(ctx, f)
-		if err != nil {
-			return nil, err
-		}
-		for _, b := range page.Items {
-			if b.Key == key {
-				shown, err := s.show(ctx, b)
-				if err != nil {
-					return nil, err
-				}
-				return &shown[0], nil
-			}
-		}
-		if f.Cursor = page.Next; f.Cursor == "" {
-			return nil, nil
-		}
-	}
 }
 
 // repoint lets the fields of an error point at what an alert has in their place.

@@ -87,7 +87,7 @@ func TestHookWazuh_everyKindOfAlert(t *testing.T) {
 				status = http.StatusOK
 			}
 			got := into[api.HookDecision](t, b.do(parry.RoleTrigger, "POST", wazuhHook, body), status)
-			if !dry.DryRun || got.DryRun || dry.Decision != got.Decision || dry.Reason != got.Reason || dry.Detail != got.Detail || dry.TTL != got.TTL ||
+			if !dry.DryRun || got.DryRun || dry.Decision != got.Decision || dry.Reason != got.Reason || dry.Detail != got.Detail || (dry.TTL == "4h") != (want.block != "") ||
 				dry.Alert != got.Alert || !slices.Equal(dry.Firewalls, got.Firewalls) {
 				t.Errorf("the dry run says %+v\nand the run %+v", dry, got)
 			}
@@ -181,7 +181,7 @@ func TestHookWazuh_followsItsSettings(t *testing.T) {
 	post := func(source, rule string) response {
 		return b.do(parry.RoleTrigger, "POST", wazuhHook, `{"data":{"srcip":"`+source+`"},"rule":`+rule+`}`)
 	}
-	if d := into[api.HookDecision](t, post("203.0.113.7", `{"id":"5712","level":10}`), 201); d.TTL != "1d" || d.Block.ExpiresAt.Sub(d.Block.CreatedAt).Round(time.Minute) != 24*time.Hour {
+	if d := into[api.HookDecision](t, post("203.0.113.7", `{"id":"5712","level":10}`), 201); d.Block.ExpiresAt.Sub(d.Block.CreatedAt).Round(time.Minute) != 24*time.Hour {
 		t.Errorf("the rule's TTL: %+v", d)
 	}
 	for want, r := range map[string]response{
@@ -203,6 +203,45 @@ func TestHookWazuh_followsItsSettings(t *testing.T) {
 		if !strings.Contains(metrics, "parry_hook_alerts_total"+want) {
 			t.Errorf("the metrics have no %s", want)
 		}
+	}
+}
+
+// A dry run knows what the database knows of the source: its offences, and an operator's grace.
+func TestHookWazuh_dryRunForeseesTheLadderAndGrace(t *testing.T) {
+	t.Parallel()
+	b := newEscalation(t)
+	alert := `{"data":{"srcip":"203.0.113.7"}}`
+	dry := func() response { return b.do(parry.RoleTrigger, "POST", wazuhHook+"?dry_run=true", alert) }
+	for _, want := range []time.Duration{4 * time.Hour, day, 7 * day} {
+		if d := into[api.HookDecision](t, dry(), 200); d.TTL != parry.FormatTTL(want) {
+			t.Errorf("foreseen for %s, want %s", d.TTL, want)
+		}
+		got := into[api.HookDecision](t, b.do(parry.RoleTrigger, "POST", wazuhHook, alert), 201)
+		if b.lasts(&got.Block) != want {
+			t.Errorf("blocked for %s, want %s", b.lasts(&got.Block), want)
+		}
+		if d := into[api.HookDecision](t, dry(), 200); d.TTL != parry.FormatTTL(want) || d.Block.ID != got.Block.ID {
+			t.Errorf("a refresh is foreseen for %s, want %s", d.TTL, want)
+		}
+		b.clock.advance(want + time.Minute)
+	}
+	last := into[api.HookDecision](t, b.do(parry.RoleTrigger, "POST", wazuhHook, alert), 201).Block.ID
+	b.clock.advance(time.Second)
+	if r := b.do(parry.RoleOperator, "DELETE", "/api/v1/blocks/"+last, ""); r.StatusCode != http.StatusOK {
+		t.Fatal(r.body)
+	}
+	b.clock.advance(time.Second)
+	for _, c := range []struct {
+		as    parry.Role
+		query string
+	}{{parry.RoleTrigger, ""}, {parry.RoleTrigger, "?dry_run=true"}, {parry.RoleAdmin, ""}, {parry.RoleAdmin, "?dry_run=true"}} {
+		r := b.do(c.as, "POST", wazuhHook+c.query, alert) // an alert is no operator's word, whoever brings it
+		if p := r.problem(t); p.Status != 422 || p.Errors[0].Pointer != "/data/srcip" || !strings.Contains(p.Errors[0].Detail, "operator lifted the block of 203.0.113.7 with a grace") {
+			t.Errorf("in grace, as %s%s: %s", c.as, c.query, r.body)
+		}
+	}
+	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks?dry_run=true", `{"source":"203.0.113.7"}`); r.StatusCode != http.StatusUnprocessableEntity {
+		t.Errorf("a block request in grace: %d %s", r.StatusCode, r.body)
 	}
 }
 

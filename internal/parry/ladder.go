@@ -1,6 +1,7 @@
 package parry
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -101,6 +102,17 @@ type Promotion struct {
 	Sources int          // so many distinct sources of it, the request's included, ...
 	Since   time.Time    // ... that were asked for since then, for the same firewalls
 	Barred  string       // why the prefix may not be blocked, for people: the source alone is, then
+}
+
+// RefuseInGrace refuses a block of the source while the offender has a grace.
+func RefuseInGrace(source netip.Prefix, o *Offender) error {
+	of, until := o.GraceOf, o.GraceUntil.UTC().Format(time.RFC3339)
+	if !of.IsValid() {
+		of = o.Source
+	}
+	return &Error{Kind: KindRefused, Err: ErrGrace,
+		Detail: fmt.Sprintf("%s has been given grace until %s: only an operator blocks it before", FormatPrefix(source), until),
+		Fields: []FieldError{{Pointer: "/source", Detail: fmt.Sprintf("%s lifted the block of %s with a grace until %s", o.GraceBy, FormatPrefix(of), until)}}}
 }
 
 // Lift is an operator's word that ends a block.

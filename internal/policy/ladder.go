@@ -18,7 +18,7 @@ type Promote struct {
 // escalate adds to the terms what repeat offenders, and neighbours, are in for. An operator means what it says: its TTL stands, its address is
 // not promoted, and its word ends a grace.
 func (p *Policy) escalate(t *Terms, l *Limits, pr *parry.Principal, ask Ask, now time.Time) {
-	t.EndsGrace = pr.Can(parry.RightUnblock)
+	t.EndsGrace = ask.operators(pr)
 	if len(l.Ladder.Rungs) > 0 {
 		t.Ladder, t.LadderTTL = &l.Ladder, ask.TTL == 0 && !ask.NoEnd || !t.EndsGrace
 	}

@@ -61,7 +61,11 @@ type Ask struct {
 	Selector parry.Selector
 	TTL      time.Duration // 0: the default
 	NoEnd    bool
+	Alert    bool // a SIEM's alert asks by itself: it is no operator's word, whoever's token brings it
 }
+
+// operators tells whether the ask is an operator's word.
+func (a *Ask) operators(pr *parry.Principal) bool { return !a.Alert && pr.Can(parry.RightUnblock) }
 
 // Terms are what an Ask was granted.
 type Terms struct {

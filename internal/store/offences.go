@@ -98,14 +98,6 @@ func (a *admitter) grace(source netip.Prefix) *offender {
 	return nil
 }
 
-func refuseInGrace(source netip.Prefix, o *offender) error {
-	until := o.GraceUntil.UTC().Format(time.RFC3339)
-	return &parry.Error{Kind: parry.KindRefused, Err: parry.ErrGrace,
-		Detail: fmt.Sprintf("%s has been given grace until %s: only an operator blocks it before", parry.FormatPrefix(source), until),
-		Fields: []parry.FieldError{{Pointer: "/source",
-			Detail: fmt.Sprintf("%s lifted the block of %s with a grace until %s", o.GraceBy, parry.FormatPrefix(o.Source), until)}}}
-}
-
 // endGrace is for the operator whose request was taken.
 func (a *admitter) endGrace(source netip.Prefix) {
 	if o := a.offender(source); !o.GraceUntil.IsZero() {

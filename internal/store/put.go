@@ -258,7 +258,7 @@ func (a *admitter) admit(p *put) error {
 func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 	t := a.t
 	if o := a.grace(p.Key.Source); o != nil && !p.EndsGrace {
-		return nil, false, refuseInGrace(p.Key.Source, o)
+		return nil, false, parry.RefuseInGrace(p.Key.Source, &o.Offender)
 	}
 	event := p.Request.EventTime
 	if event.IsZero() {
