@@ -24,7 +24,7 @@ func full(n int) []Entry {
 
 // BenchmarkFeedRender is what the first reader of a changed feed of 100,000 addresses waits for.
 func BenchmarkFeedRender(b *testing.B) {
-	s := snap(Blocks, TypeCIDR, full(100_000))
+	s := snap(Blocks, parry.ListCIDR, full(100_000))
 	for name, q := range map[string]Query{
 		"plain": {}, "aggregate": {Aggregate: true}, "limit=50000": {Limit: 50_000}, "csv": {Format: CSV}, "json": {Format: JSON}, "cdb-wazuh": {Format: CDBWazuh},
 	} {

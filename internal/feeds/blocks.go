@@ -33,7 +33,7 @@ func (s *standing) refresh(ctx context.Context, store Store, now time.Time) (boo
 			delete(s.blocks, b.ID)
 		}
 		if rev := max(b.Rev, b.EndRev); rev > s.newest.revision {
-			s.newest = change{rev, now}
+			s.newest = change{revision: rev, at: now}
 			if first {
 				s.newest.at = b.CreatedAt
 			}

@@ -32,6 +32,7 @@ type Store interface {
 // Options of [New]. Store and Registerer are required.
 type Options struct {
 	Store      Store
+	Lists      func() []List        // the active lists; quick. One named "blocks" has no feed. nil: none
 	MaxAge     func() time.Duration // how old a snapshot may be, and so how late a feed tells; 5 s, 1 s at least
 	StaleAfter func() time.Duration // how long the last snapshot is served while the database cannot be read; 24 h
 	CacheBytes int                  // of rendered feeds; 64 MiB
@@ -52,8 +53,8 @@ type Feeds struct {
 	version    int // of the last snapshot that was made
 
 	mu    sync.RWMutex
-	feeds map[string]*snapshot
-	fresh time.Time // when the database was read last
+	feeds map[string]*snapshot // never changed, but replaced
+	fresh time.Time            // when the database was read last
 }
 
 const (
@@ -66,6 +67,9 @@ func New(o Options) (*Feeds, error) {
 	if o.Store == nil || o.Registerer == nil {
 		return nil, errors.New("feeds: Options.Store and Registerer are required")
 	}
+	if o.Lists == nil {
+		o.Lists = func() []List { return nil }
+	}
 	if o.MaxAge == nil {
 		o.MaxAge = func() time.Duration { return 5 * time.Second }
 	}
@@ -76,7 +80,7 @@ func New(o Options) (*Feeds, error) {
 		o.Now = time.Now
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	f := &Feeds{o: o, feeds: map[string]*snapshot{}}
+	f := &Feeds{o: o}
 	f.cache.most = cmp.Or(o.CacheBytes, 64<<20)
 	var err error
 	if f.metrics, err = newMetrics(f, o.Registerer); err != nil {
@@ -127,18 +131,23 @@ func (f *Feeds) Refresh(ctx context.Context) error {
 		return err
 	}
 	f.mu.RLock()
-	old := f.feeds[Blocks]
+	old := f.feeds
 	f.mu.RUnlock()
-	s := old
-	if changed {
+	fresh := make(map[string]*snapshot, len(old))
+	if s := old[Blocks]; changed || s == nil {
 		f.version++
-		s = old.next(Blocks, TypeCIDR, f.standing.entries(), f.standing.rev, f.version, f.standing.newest, began)
-	} else if s.revision != f.standing.rev {
-		s = old.as(f.standing.rev)
+		fresh[Blocks] = s.next(Blocks, parry.ListCIDR, f.standing.entries(), f.standing.rev, f.version, f.standing.newest, began)
+	} else {
+		fresh[Blocks] = s.as(f.standing.rev)
+	}
+	for _, l := range f.o.Lists() {
+		if l.Name != Blocks {
+			fresh[l.Name] = f.nextList(old[l.Name], &l, began)
+		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.feeds[Blocks] = s
+	f.feeds = fresh
 	f.fresh = began
 	return nil
 }
@@ -148,14 +157,14 @@ func (f *Feeds) MaxAge() time.Duration { return max(time.Second, f.o.MaxAge()) }
 
 // Rendering is a feed in one format, ready to be sent. It is never changed.
 type Rendering struct {
-	Body     []byte
-	ETag     string    // strong, with its quotes; of Body
-	Modified time.Time // when it became so
-	Type     string    // Content-Type
-	Entries  int
-	Total    int // entries before the limit; more than Entries when it was truncated
-	LeftOut  int // entries that the format cannot express
-	Revision parry.Revision
+	Body        []byte
+	ETag        string    // strong, with its quotes; of Body
+	Modified    time.Time // when it became so
+	ContentType string
+	Entries     int
+	Total       int // entries before the limit; more than Entries when it was truncated
+	LeftOut     int // entries that the format cannot express
+	Revision    parry.Revision
 
 	gzip func() []byte
 }
@@ -198,7 +207,7 @@ func render(s *snapshot, q Query, last *Rendering) (*Rendering, error) {
 	}
 	sum := sha256.Sum256(body)
 	r := &Rendering{
-		Body: body, ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, Modified: s.at, Type: q.Format.ContentType(),
+		Body: body, ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, Modified: s.at, ContentType: q.Format.ContentType(),
 		Entries: len(sel.entries), Total: sel.total, LeftOut: sel.leftOut, Revision: s.revision,
 	}
 	if last != nil && last.ETag == r.ETag {
@@ -286,7 +295,7 @@ func (c *cache) account(it *item, size int) {
 // Status is how a feed stands.
 type Status struct {
 	Name     string
-	Type     Type
+	Type     parry.ListType
 	Entries  int // keys
 	Formats  []Format
 	Revision parry.Revision
@@ -300,7 +309,7 @@ func (f *Feeds) Status() (all []Status, fresh time.Time) {
 	for _, name := range slices.Sorted(maps.Keys(f.feeds)) {
 		s := f.feeds[name]
 		st := Status{Name: name, Type: s.typ, Entries: s.keys, Formats: Formats, Revision: s.revision, Changed: s.changed().at}
-		if !s.typ.addresses() {
+		if !s.typ.IsNetwork() {
 			st.Formats = keyFormats
 		}
 		all = append(all, st)

@@ -320,6 +320,77 @@ func TestReaders_tellHowFarBehindEachIs(t *testing.T) {
 	})
 }
 
+func TestLists_areFeedsTheWayTheyStand(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		entry := func(key string, ends time.Time) *parry.ListEntry {
+			return &parry.ListEntry{Key: key, Count: 1, FirstSeen: time.Now(), LastSeen: time.Now(), ExpiresAt: ends, Comment: "x"}
+		}
+		users := List{List: parry.List{ID: 1, Name: "users", Type: parry.ListUser}, Version: 4, Entries: []*parry.ListEntry{entry("eve", time.Time{})}}
+		bad := List{List: parry.List{ID: 2, Name: "bad", Type: parry.ListCIDR}, Version: 5,
+			Entries: []*parry.ListEntry{entry("192.0.2.0/24", time.Time{}), entry("203.0.113.7", time.Now().Add(time.Hour)), entry("2001:db8::/48", time.Time{})}}
+		shadowed := List{List: parry.List{ID: 3, Name: Blocks, Type: parry.ListIP}, Entries: []*parry.ListEntry{entry("203.0.113.99", time.Time{})}}
+		all := []List{users, bad, shadowed}
+		f, m := setup(t, Options{Lists: func() []List { return all }})
+		m.write("203.0.113.1", nil)
+		fw := &parry.Principal{Token: parry.Token{ID: "t-1", Name: "fw-b"}, Remote: netip.MustParseAddr("192.0.2.7")}
+		check := func(name, want string, readers int) *Rendering {
+			t.Helper()
+			if err := f.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			q, r, err := f.Get(Query{Name: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := lines(r); got != want {
+				t.Errorf("%s is %q, want %q", name, got, want)
+			}
+			late := 0
+			rs, err := f.Readers(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range rs {
+				if r.Feed == name && !r.Behind.IsZero() {
+					late++
+				}
+			}
+			if late != readers {
+				t.Errorf("%d readers of %s are late, want %d", late, name, readers)
+			}
+			f.Read(fw, q, r, 200, r.ETag)
+			time.Sleep(time.Second)
+			return r
+		}
+		check("users", "eve", 0)
+		first := check("bad", "192.0.2.0/24 203.0.113.7 2001:db8::/48", 0)
+		check(Blocks, "203.0.113.1", 0)
+		if _, _, err := f.Get(Query{Name: "users", Format: Geo}); parry.KindOf(err) != parry.KindInvalid {
+			t.Errorf("users for nginx: %v", err)
+		}
+		if again := check("bad", "192.0.2.0/24 203.0.113.7 2001:db8::/48", 0); again != first {
+			t.Error("nothing changed, and it was rendered anew")
+		}
+
+		bad.Entries, bad.At = []*parry.ListEntry{bad.Entries[0], bad.Entries[2]}, time.Now() // one ran out: no revision tells
+		all = []List{users, bad}
+		check("bad", "192.0.2.0/24 2001:db8::/48", 1)
+		check("bad", "192.0.2.0/24 2001:db8::/48", 0)
+		bad.Entries, bad.Version, bad.At = append(bad.Entries[:1:1], entry("198.51.100.1", time.Time{})), 9, time.Now()
+		all = []List{users, bad}
+		check("bad", "192.0.2.0/24 198.51.100.1", 1)
+		check("users", "eve", 0)
+
+		again := List{List: parry.List{ID: 8, Name: "users", Type: parry.ListIP}, Version: 11, Entries: []*parry.ListEntry{entry("203.0.113.8", time.Time{})}}
+		all = []List{again} // deleted and made anew, of another type
+		check("users", "203.0.113.8", 1)
+		if _, _, err := f.Get(Query{Name: "bad"}); parry.KindOf(err) != parry.KindNotFound {
+			t.Errorf("a list that is gone: %v", err)
+		}
+	})
+}
+
 func TestReaders_areKeptWhileTheyCannotBeSaved(t *testing.T) {
 	t.Parallel()
 	f, m := setup(t, Options{})

@@ -40,8 +40,8 @@ func keys(texts ...string) []Entry {
 	return out
 }
 
-func snap(name string, t Type, entries []Entry) *snapshot {
-	return (*snapshot)(nil).next(name, t, entries, 7, 1, change{7, noon}, noon)
+func snap(name string, t parry.ListType, entries []Entry) *snapshot {
+	return (*snapshot)(nil).next(name, t, entries, 7, 1, change{revision: 7, at: noon}, noon)
 }
 
 func rendered(t testing.TB, s *snapshot, q Query) *Rendering {
@@ -63,7 +63,7 @@ var mixed = []string{"203.0.113.7", "2001:db8::/48", "198.51.100.0/26", "2001:db
 
 func TestFormats_areWrittenAsTheirConsumersReadThem(t *testing.T) {
 	t.Parallel()
-	s := snap(Blocks, TypeCIDR, addresses(mixed...))
+	s := snap(Blocks, parry.ListCIDR, addresses(mixed...))
 	for name, c := range map[string]struct {
 		q       Query
 		want    string
@@ -108,13 +108,13 @@ func TestFormats_areWrittenAsTheirConsumersReadThem(t *testing.T) {
 // A CDB key is matched by octets: what ends within one must be written out, and what is written is disjoint, because a key may stand there once.
 func TestCDB_writesSubnetsByOctets(t *testing.T) {
 	t.Parallel()
-	r := rendered(t, snap("x", TypeCIDR, addresses("198.51.100.4/30", "198.51.100.5", "203.0.112.0/23", "10.0.0.0/8", "10.0.0.0/7")), Query{Format: CDBOSSEC})
+	r := rendered(t, snap("x", parry.ListCIDR, addresses("198.51.100.4/30", "198.51.100.5", "203.0.112.0/23", "10.0.0.0/8", "10.0.0.0/7")), Query{Format: CDBOSSEC})
 	want := "10.:x\n11.:x\n"
 	want += "198.51.100.4:x\n198.51.100.5:x\n198.51.100.6:x\n198.51.100.7:x\n203.0.112.:x\n203.0.113.:x\n"
 	if d := cmp.Diff(want, string(r.Body)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	r = rendered(t, snap("x", TypeCIDR, addresses("0.0.0.0/0")), Query{Format: CDBOSSEC})
+	r = rendered(t, snap("x", parry.ListCIDR, addresses("0.0.0.0/0")), Query{Format: CDBOSSEC})
 	if n := strings.Count(string(r.Body), "\n"); n != 256 || !strings.HasPrefix(string(r.Body), "0.:x\n1.:x\n") || !strings.HasSuffix(string(r.Body), "\n255.:x\n") {
 		t.Errorf("everything is %d lines", n)
 	}
@@ -122,7 +122,7 @@ func TestCDB_writesSubnetsByOctets(t *testing.T) {
 
 func TestFormats_ofOtherKeys(t *testing.T) {
 	t.Parallel()
-	s := snap("users", TypeUser, keys(`corp\anna`, "bob:x", "eve smith", `say "hi"`, "#root", "line\nend", "=cmd()", "\xff", " lead", "zoë"))
+	s := snap("users", parry.ListUser, keys(`corp\anna`, "bob:x", "eve smith", `say "hi"`, "#root", "line\nend", "=cmd()", "\xff", " lead", "zoë"))
 	for name, c := range map[string]struct {
 		q       Query
 		want    string
@@ -161,7 +161,7 @@ var grammars = map[Format]struct {
 func TestFormats_everyLineFitsItsConsumersGrammar(t *testing.T) {
 	t.Parallel()
 	for _, entries := range [][]Entry{addresses(mixed...), nil} {
-		s := snap(Blocks, TypeCIDR, entries)
+		s := snap(Blocks, parry.ListCIDR, entries)
 		for format, g := range grammars {
 			for _, limit := range []int{0, 1, 3} {
 				r := rendered(t, s, Query{Format: format, Limit: limit})
@@ -178,10 +178,10 @@ func TestFormats_everyLineFitsItsConsumersGrammar(t *testing.T) {
 
 func TestFormats_anEmptyFeedIsNeverAnEmptyBody(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []Type{TypeCIDR, TypeUser} {
+	for _, typ := range []parry.ListType{parry.ListCIDR, parry.ListUser} {
 		s := snap("none", typ, nil)
 		known := Formats
-		if typ == TypeUser {
+		if typ == parry.ListUser {
 			known = keyFormats
 		}
 		for _, format := range known {
@@ -211,7 +211,7 @@ func TestFormats_hostileCommentsStayText(t *testing.T) {
 	for i := range hostile {
 		entries[i].Comment = hostile[i]
 	}
-	s := snap(Blocks, TypeCIDR, entries)
+	s := snap(Blocks, parry.ListCIDR, entries)
 
 	body := rendered(t, s, Query{Format: CSV}).Body
 	rows, err := csv.NewReader(strings.NewReader(string(body))).ReadAll()
@@ -248,24 +248,24 @@ func TestQuery_refusesWhatMakesNoSense(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		q     Query
-		typ   Type
+		typ   parry.ListType
 		param string
 		says  string
 	}{
-		"unknown format":      {Query{Format: "xml"}, TypeIP, "?format", "plain, cidr, csv, json, cdb-wazuh"},
-		"geo of users":        {Query{Format: Geo}, TypeUser, "?format", "plain, csv, json, cdb-wazuh, cdb-ossec, map"},
-		"cidr of domains":     {Query{Format: CIDR}, TypeDomain, "?format", "feed of domain"},
-		"family of users":     {Query{Family: 4}, TypeUser, "?family", "addresses"},
-		"family 5":            {Query{Family: 5}, TypeIP, "?family", "4 or 6"},
-		"merged users":        {Query{Aggregate: true}, TypeUser, "?aggregate", "addresses"},
-		"scope of a list":     {Query{Name: "x", Scope: ScopeAll}, TypeIP, "?scope", "blocks"},
-		"unknown scope":       {Query{Name: Blocks, Scope: "some"}, TypeCIDR, "?scope", "whole, all"},
-		"limit below 1":       {Query{Limit: -1}, TypeIP, "?limit", "1 at least"},
-		"category of plain":   {Query{Category: 1}, TypeIP, "?category", "iprep"},
-		"category 60":         {Query{Format: IPRep, Category: 60}, TypeIP, "?category", "bounds"},
-		"score 128":           {Query{Format: IPRep, Score: 128}, TypeIP, "?score", "bounds"},
-		"value of plain":      {Query{Value: "x"}, TypeIP, "?value", "geo, map"},
-		"value with a syntax": {Query{Format: Geo, Value: "1;} location / {"}, TypeIP, "?value", "letters"},
+		"unknown format":      {Query{Format: "xml"}, parry.ListIP, "?format", "plain, cidr, csv, json, cdb-wazuh"},
+		"geo of users":        {Query{Format: Geo}, parry.ListUser, "?format", "plain, csv, json, cdb-wazuh, cdb-ossec, map"},
+		"cidr of domains":     {Query{Format: CIDR}, parry.ListDomain, "?format", "feed of domain"},
+		"family of users":     {Query{Family: 4}, parry.ListUser, "?family", "addresses"},
+		"family 5":            {Query{Family: 5}, parry.ListIP, "?family", "4 or 6"},
+		"merged users":        {Query{Aggregate: true}, parry.ListUser, "?aggregate", "addresses"},
+		"scope of a list":     {Query{Name: "x", Scope: ScopeAll}, parry.ListIP, "?scope", "blocks"},
+		"unknown scope":       {Query{Name: Blocks, Scope: "some"}, parry.ListCIDR, "?scope", "whole, all"},
+		"limit below 1":       {Query{Limit: -1}, parry.ListIP, "?limit", "1 at least"},
+		"category of plain":   {Query{Category: 1}, parry.ListIP, "?category", "iprep"},
+		"category 60":         {Query{Format: IPRep, Category: 60}, parry.ListIP, "?category", "bounds"},
+		"score 128":           {Query{Format: IPRep, Score: 128}, parry.ListIP, "?score", "bounds"},
+		"value of plain":      {Query{Value: "x"}, parry.ListIP, "?value", "geo, map"},
+		"value with a syntax": {Query{Format: Geo, Value: "1;} location / {"}, parry.ListIP, "?value", "letters"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/parry/parry/internal/parry"
 )
 
 // write renders a selection in a query's format. The bytes depend on nothing else, and are never empty.
@@ -76,7 +78,7 @@ func writeLines(s *selection, q Query) []byte {
 // appendKey writes an address alone, a prefix, or the key.
 func (s *selection) appendKey(b []byte, e *Entry) []byte {
 	switch {
-	case !s.typ.addresses():
+	case !s.typ.IsNetwork():
 		return append(b, e.Key...)
 	case e.Prefix.IsSingleIP():
 		return e.Prefix.Addr().AppendTo(b)
@@ -99,7 +101,7 @@ func (s *selection) appendCDB(b []byte, e *Entry, q Query) []byte {
 		}
 		b = append(append(append(b, ':'), q.Value...), '\n')
 	}
-	if !s.typ.addresses() {
+	if !s.typ.IsNetwork() {
 		line([]byte(e.Key))
 		return b
 	}
@@ -192,11 +194,11 @@ type jsonEntry struct {
 // writeJSON writes one document, an entry a line.
 func writeJSON(s *selection) ([]byte, error) {
 	head, err := json.Marshal(struct {
-		Feed    string `json:"feed"`
-		Type    Type   `json:"type"`
-		Entries int    `json:"count"`
-		Total   int    `json:"total"`
-		LeftOut int    `json:"left_out,omitempty"`
+		Feed    string         `json:"feed"`
+		Type    parry.ListType `json:"type"`
+		Entries int            `json:"count"`
+		Total   int            `json:"total"`
+		LeftOut int            `json:"left_out,omitempty"`
 	}{s.feed, s.typ, len(s.entries), s.total, s.leftOut})
 	if err != nil {
 		return nil, err

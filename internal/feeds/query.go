@@ -72,7 +72,7 @@ type Query struct {
 var valuePattern = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
 
 // normal fills in the defaults, so that what means the same is the same, and refuses what makes no sense for the type of keys.
-func (q Query) normal(t Type) (Query, error) {
+func (q Query) normal(t parry.ListType) (Query, error) {
 	e := &parry.Error{Kind: parry.KindInvalid, Detail: "the request is not valid"}
 	wrong := func(param, detail string) {
 		e.Fields = append(e.Fields, parry.FieldError{Pointer: "?" + param, Detail: detail})
@@ -81,7 +81,7 @@ func (q Query) normal(t Type) (Query, error) {
 		q.Format = Plain
 	}
 	known := Formats
-	if !t.addresses() {
+	if !t.IsNetwork() {
 		known = keyFormats
 	}
 	if !slices.Contains(known, q.Format) {
@@ -98,14 +98,14 @@ func (q Query) normal(t Type) (Query, error) {
 	}
 	if q.Family != 0 && q.Family != 4 && q.Family != 6 {
 		wrong("family", "this must be 4 or 6; left out is both")
-	} else if q.Family != 0 && !t.addresses() {
+	} else if q.Family != 0 && !t.IsNetwork() {
 		wrong("family", "only feeds of addresses have it")
 	}
-	if q.Aggregate && !t.addresses() {
+	if q.Aggregate && !t.IsNetwork() {
 		wrong("aggregate", "only addresses can be merged")
 	}
 	if q.Format.cdb() {
-		q.Aggregate = t.addresses() // a key may stand there once, and the shorter of two that match is never found
+		q.Aggregate = t.IsNetwork() // a key may stand there once, and the shorter of two that match is never found
 	}
 	if q.Limit < 0 {
 		wrong("limit", "this must be 1 at least; left out is all")

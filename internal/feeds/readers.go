@@ -135,7 +135,7 @@ func (f *Feeds) Readers(ctx context.Context) ([]Reader, error) {
 	for _, r := range sorted(all) {
 		rd := Reader{FeedReader: r}
 		if s := f.feeds[r.Feed]; s != nil {
-			rd.Behind = s.behind(r.Revision)
+			rd.Behind = s.behind(r.Revision, r.LastRead)
 		}
 		out = append(out, rd)
 	}

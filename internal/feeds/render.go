@@ -6,12 +6,14 @@ import (
 	"slices"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/parry/parry/internal/parry"
 )
 
 // selection is the entries that a query means, sorted, each key once.
 type selection struct {
 	feed    string
-	typ     Type
+	typ     parry.ListType
 	entries []Entry
 	total   int // before the limit
 	leftOut int // entries that the format cannot express
@@ -46,7 +48,7 @@ func choose(s *snapshot, q Query) *selection {
 
 // expressible tells whether a format can write the entry's key so that its consumer reads the same.
 func (s *selection) expressible(e *Entry, f Format) bool {
-	if s.typ.addresses() {
+	if s.typ.IsNetwork() {
 		switch f {
 		case CDBWazuh:
 			return e.Prefix.Addr().Is4() || e.Prefix.IsSingleIP()

@@ -8,6 +8,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
+
+	"github.com/parry/parry/internal/parry"
 )
 
 // small draws prefixes in two small corners of the address space, so that they meet each other often.
@@ -41,11 +43,11 @@ func TestAggregate_coversExactlyTheSameAddressesWithTheFewestPrefixes(t *testing
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		in := small(t)
-		q, err := Query{Name: Blocks, Scope: ScopeAll, Aggregate: true}.normal(TypeCIDR)
+		q, err := Query{Name: Blocks, Scope: ScopeAll, Aggregate: true}.normal(parry.ListCIDR)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := choose(snap(Blocks, TypeCIDR, slices.Clone(in)), q).entries
+		got := choose(snap(Blocks, parry.ListCIDR, slices.Clone(in)), q).entries
 		if d := cmp.Diff(covered(in), covered(got), cmpopts.EquateComparable(netip.Addr{})); d != "" {
 			t.Fatalf("covers something else (-want +got):\n%s", d)
 		}
@@ -91,7 +93,7 @@ func TestChoose_eachKeyOnceOfItsScopeAndFamily(t *testing.T) {
 			Name: Blocks, Scope: rapid.SampledFrom([]Scope{ScopeWhole, ScopeAll}).Draw(t, "scope"), Family: rapid.SampledFrom([]int{0, 4, 6}).Draw(t, "family"),
 			Limit: rapid.IntRange(0, 20).Draw(t, "limit"),
 		}
-		q, err := q.normal(TypeCIDR)
+		q, err := q.normal(parry.ListCIDR)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,7 +103,7 @@ func TestChoose_eachKeyOnceOfItsScopeAndFamily(t *testing.T) {
 				last[e.Prefix] = max(last[e.Prefix], e.Last)
 			}
 		}
-		s := snap(Blocks, TypeCIDR, slices.Clone(in))
+		s := snap(Blocks, parry.ListCIDR, slices.Clone(in))
 		before := slices.Clone(s.entries)
 		got := choose(s, q)
 		if !slices.Equal(before, s.entries) {

@@ -9,19 +9,6 @@ import (
 	"github.com/parry/parry/internal/parry"
 )
 
-// Type is what a feed's keys are.
-type Type string
-
-const (
-	TypeIP     Type = "ip"
-	TypeCIDR   Type = "cidr"
-	TypeUser   Type = "user"
-	TypeDomain Type = "domain"
-	TypeASN    Type = "asn"
-)
-
-func (t Type) addresses() bool { return t == TypeIP || t == TypeCIDR }
-
 // Entry is one line of a feed.
 type Entry struct {
 	Prefix  netip.Prefix // the key of a feed of addresses: masked, unmapped, no zone
@@ -44,12 +31,13 @@ func compare(a, b Entry) int {
 // snapshot is a feed as of a revision. It is never changed.
 type snapshot struct {
 	name     string
-	typ      Type
+	typ      parry.ListType
 	entries  []Entry // sorted; a key can stand there several times, for several blocks
 	keys     int     // that are not narrow, each counted once
 	revision parry.Revision
 	version  int // grows with each snapshot of other content
 	changes  []change
+	list     known     // of a list
 	at       time.Time // when this content was first seen; in another second than the one before
 }
 
@@ -57,13 +45,14 @@ type snapshot struct {
 type change struct {
 	revision parry.Revision
 	at       time.Time
+	ranOut   bool // keys of a list ran out by themselves, which is no revision
 }
 
 const maxChanges = 4096 // remembered of a feed
 
 // next makes the snapshot that follows s, which may be nil. Entries are sorted here. newest is the newest change in them; of a first snapshot
 // as far as the entries themselves tell, so that a restart does not make every consumer look late.
-func (s *snapshot) next(name string, t Type, entries []Entry, rev parry.Revision, version int, newest change, now time.Time) *snapshot {
+func (s *snapshot) next(name string, t parry.ListType, entries []Entry, rev parry.Revision, version int, newest change, now time.Time) *snapshot {
 	slices.SortFunc(entries, compare)
 	n := &snapshot{name: name, typ: t, entries: entries, revision: rev, version: version, changes: []change{newest}, at: now}
 	for i, last := 0, -1; i < len(entries); i++ {
@@ -92,10 +81,10 @@ func (s *snapshot) as(rev parry.Revision) *snapshot {
 // changed is when keys last came or went.
 func (s *snapshot) changed() change { return s.changes[len(s.changes)-1] }
 
-// behind is since when a consumer that read at rev lacks something, or holds something that is gone; zero when it does not.
-func (s *snapshot) behind(rev parry.Revision) time.Time {
-	i, _ := slices.BinarySearchFunc(s.changes, rev, func(c change, r parry.Revision) int {
-		if c.revision > r {
+// behind is since when a consumer that read at rev, at a time, lacks something, or holds something that is gone; zero when it does not.
+func (s *snapshot) behind(rev parry.Revision, at time.Time) time.Time {
+	i, _ := slices.BinarySearchFunc(s.changes, rev, func(c change, rev parry.Revision) int {
+		if c.revision > rev || c.ranOut && c.revision == rev && c.at.After(at) {
 			return 1
 		}
 		return -1

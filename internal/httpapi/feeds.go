@@ -36,7 +36,7 @@ func (s *Server) GetFeed(c *gin.Context, name string, params api.GetFeedParams) 
 	h := c.Writer.Header()
 	h.Set("Cache-Control", "private, max-age="+strconv.Itoa(int(s.o.Feeds.MaxAge().Seconds())))
 	h.Set("Vary", "Accept-Encoding")
-	h.Set("Content-Type", r.Type)
+	h.Set("Content-Type", r.ContentType)
 	h.Set("X-Parry-Entries", strconv.Itoa(r.Entries))
 	h.Set("X-Parry-Revision", strconv.FormatInt(int64(r.Revision), 10))
 	if r.Entries < r.Total {
