@@ -30,7 +30,7 @@ import (
 )
 
 // BenchmarkCreateBlock is the whole way of a request as parry serves it: TLS 1.3 on a real listener, authentication, decoding, validation,
-// policy with 10,000 exemptions, and a durable commit, on SQLite with synchronous=FULL and on PostgreSQL with fsync. Every request is a source
+// policy with 10,000 exemptions and the ladder, and a durable commit, on SQLite with synchronous=FULL and on PostgreSQL with fsync. Every request is a source
 // of its own. The clients are in this process and on the same cores, each on a connection that it keeps: over HTTP/1.1 lean ones, which write
 // bytes and read a status; in the rows named h2 net/http's, which shares one connection. nothing/ is the same against a handler that only
 // answers: what the clients, TLS and net/http cost by themselves.
@@ -54,6 +54,7 @@ func BenchmarkCreateBlock(b *testing.B) {
 					exempt[i] = parry.Exemption{ID: "found:x", Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}
 				}
 				be.policy.Replace(parry.ExemptFound, exempt)
+				be.escalate(0)
 				storm(b, listen(b, be.server, be.tokens[parry.RoleTrigger]), clients, connect)
 			})
 		}

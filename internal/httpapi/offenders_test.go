@@ -15,18 +15,23 @@ import (
 
 const day = 24 * time.Hour
 
-// newEscalation is a bench with the ladder of the default configuration, and promotion at three sources.
-func newEscalation(t *testing.T) *bench {
-	t.Helper()
-	b := newBench(t, func(o *Options) { o.Settings = func() Settings { return Settings{Grace: time.Hour} } })
+// escalate gives the bench the ladder of the default configuration, and promotion at so many sources.
+func (b *bench) escalate(sources int) {
+	b.t.Helper()
 	err := b.policy.SetLimits(policy.Limits{
 		DefaultTTL: 4 * time.Hour, MaxTTL: 30 * day,
 		Ladder:  parry.Ladder{Rungs: []time.Duration{4 * time.Hour, day, 7 * day, 30 * day}, Window: 30 * day, Decay: 7 * day},
-		Promote: policy.Promote{Sources: 3, Within: time.Hour, V4: 24, V6: 64},
+		Promote: policy.Promote{Sources: sources, Within: time.Hour, V4: 24, V6: 64},
 	})
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
+}
+
+func newEscalation(t *testing.T) *bench {
+	t.Helper()
+	b := newBench(t, func(o *Options) { o.Settings = func() Settings { return Settings{Grace: time.Hour} } })
+	b.escalate(3)
 	return b
 }
 

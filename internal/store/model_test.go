@@ -22,6 +22,7 @@ type world struct {
 	n       int
 	sources []string
 	blocks  map[parry.BlockID]*modelBlock
+	ledger  map[string]modelOffender
 	fws     map[string]*modelFirewall
 }
 
@@ -29,7 +30,21 @@ type modelBlock struct {
 	source  string
 	live    bool
 	expires time.Time
+	ended   time.Time
+	offence int
 }
+
+func (b *modelBlock) end(at time.Time) {
+	if b.live {
+		b.live, b.ended = false, at
+	}
+}
+
+// modelLadder loses a rung each hour and forgets after four.
+var modelLadder = parry.Ladder{Rungs: []time.Duration{time.Minute, time.Minute, time.Minute}, Decay: time.Hour, Window: 4 * time.Hour}
+
+// modelOffender is what the model remembers of a source: its offences by number, and the rung that the last one reached.
+type modelOffender struct{ number, rung int }
 
 // seen is what a run found when it read the desired state.
 type seen struct {
@@ -50,7 +65,7 @@ type modelFirewall struct {
 }
 
 func newWorld(e *env, n int) *world {
-	w := &world{env: e, n: n, blocks: map[parry.BlockID]*modelBlock{}, fws: map[string]*modelFirewall{}}
+	w := &world{env: e, n: n, blocks: map[parry.BlockID]*modelBlock{}, ledger: map[string]modelOffender{}, fws: map[string]*modelFirewall{}}
 	w.sources = []string{fmt.Sprintf("10.%d.%d.1", n/256%256, n%256), fmt.Sprintf("10.%d.%d.2", n/256%256, n%256)}
 	w.addFirewall()
 	return w
@@ -84,20 +99,44 @@ func (w *world) liveBlock(source string) (parry.BlockID, *modelBlock) {
 // due ends, in the model, what a write at this time ends of a source.
 func (w *world) put(source string, ttl time.Duration) {
 	now := w.clock.Advance(time.Second)
-	r := w.env.put(w.askFor(at(source), ttl))
+	a := w.askFor(at(source), ttl)
+	a.Ladder = &modelLadder
+	r := w.env.put(a)
 	id, b := w.liveBlock(source)
 	if b != nil && !b.expires.After(now) {
-		b.live, b = false, nil
+		b.end(now)
+		b = nil
 	}
 	if b == nil {
 		same(w.env, "created", r.Created, true)
-		w.blocks[r.Block.ID] = &modelBlock{source: source, live: true, expires: now.Add(ttl)}
+		w.blocks[r.Block.ID] = &modelBlock{source: source, live: true, expires: now.Add(ttl), offence: w.offend(source, now)}
 		return
 	}
 	same(w.env, "refreshed", r.Block.ID, id)
 	if e := now.Add(ttl); e.After(b.expires) {
 		b.expires = e
 	}
+}
+
+// offend counts an offence that begins now, and gives its number.
+func (w *world) offend(source string, now time.Time) int {
+	var last time.Time
+	for _, b := range w.blocks {
+		if b.source == source && b.ended.After(last) {
+			last = b.ended
+		}
+	}
+	o := w.ledger[source]
+	calm := now.Sub(last)
+	for range int(min(calm, 9*time.Hour) / modelLadder.Decay) {
+		o.rung = max(0, o.rung-1)
+	}
+	if o.rung == 0 || calm >= modelLadder.Window {
+		o = modelOffender{}
+	}
+	o.number, o.rung = o.number+1, min(o.rung+1, len(modelLadder.Rungs))
+	w.ledger[source] = o
+	return o.number
 }
 
 func (w *world) setExpiry(source string, d time.Duration) {
@@ -188,10 +227,10 @@ var events = map[string]func(*world){
 	"shorten": func(w *world) { w.setExpiry(w.sources[0], time.Minute) },
 	"delete": func(w *world) {
 		if id, b := w.liveBlock(w.sources[0]); b != nil {
-			w.clock.Advance(time.Second)
+			now := w.clock.Advance(time.Second)
 			_, _, err := w.EndBlock(w.Context(), id, lifted("anna"))
 			w.ok(err)
-			b.live = false
+			b.end(now)
 		}
 	},
 	"expire": func(w *world) {
@@ -199,15 +238,18 @@ var events = map[string]func(*world){
 		_, err := w.EndDue(w.Context(), now)
 		w.ok(err)
 		for _, b := range w.blocks {
-			b.live = b.live && b.expires.After(now)
+			if !b.expires.After(now) {
+				b.end(now)
+			}
 		}
 	},
+	"a quiet night": func(w *world) { w.clock.Advance(9 * time.Hour) },
 	"exempt": func(w *world) {
 		p := netip.MustParsePrefix(w.sources[0] + "/32")
 		_, err := w.EndExempted(w.Context(), []parry.Exemption{{ID: "cfg:x", Prefix: p}})
 		w.ok(err)
 		if _, b := w.liveBlock(w.sources[0]); b != nil {
-			b.live = false
+			b.end(w.clock.Now())
 		}
 	},
 	"firewall added": func(w *world) { w.addFirewall() },
@@ -291,6 +333,7 @@ func (w *world) check(history []string) {
 				w.Fatalf("after %v: block of %s on %s is %s, want %s", history, mb.source, name, got, want)
 			}
 			same(w.env, fmt.Sprint("expiry after ", history), b.ExpiresAt, mb.expires)
+			same(w.env, fmt.Sprint("offence after ", history), b.Offence, mb.offence)
 		}
 	}
 }
