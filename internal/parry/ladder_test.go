@@ -69,7 +69,9 @@ func TestLadder_fourOffencesAndDecay(t *testing.T) {
 func TestLadder_fallsWhenItSays(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		hours := func(name string, low, high int) time.Duration { return time.Duration(rapid.IntRange(low, high).Draw(t, name)) * time.Hour }
+		hours := func(name string, low, high int) time.Duration {
+			return time.Duration(rapid.IntRange(low, high).Draw(t, name)) * time.Hour
+		}
 		l := Ladder{Rungs: make([]time.Duration, rapid.IntRange(1, 5).Draw(t, "rungs")), Window: hours("window", 0, 200), Decay: hours("decay", 0, 50)}
 		o := Offender{Offences: 7, Rung: rapid.IntRange(0, 7).Draw(t, "rung"), LastAt: began, Until: began.Add(hours("until", 0, 50))}
 		now := began.Add(hours("now", 0, 300))

@@ -16,10 +16,10 @@ func TestAdmit_escalation(t *testing.T) {
 	p := newPolicy(t, limits)
 	p.Replace(parry.ExemptConfig, []parry.Exemption{{ID: "cfg:mx", Prefix: pfx("198.51.100.25"), Reason: "mail"}})
 	for name, c := range map[string]struct {
-		role           parry.Role
-		source         string
-		ttl            time.Duration
-		ladder, grace  bool // LadderTTL, EndsGrace
+		role            parry.Role
+		source          string
+		ttl             time.Duration
+		ladder, grace   bool // LadderTTL, EndsGrace
 		promote, barred string
 	}{
 		"trigger":                {parry.RoleTrigger, "203.0.113.7", 0, true, false, "203.0.113.0/24", ""},

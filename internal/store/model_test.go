@@ -104,7 +104,7 @@ func (w *world) put(source string, ttl time.Duration) {
 	r := w.env.put(a)
 	id, b := w.liveBlock(source)
 	if b != nil && !b.expires.After(now) {
-		b.end(now)
+		b.end(b.expires)
 		b = nil
 	}
 	if b == nil {

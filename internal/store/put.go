@@ -365,9 +365,6 @@ func (a *admitter) end(b *block, why parry.EndReason) {
 	b.EndRev, b.EndReason, b.EndedAt = a.t.rev, why, round(a.t.now)
 	delete(a.live, b.key)
 	a.ended[b.key] = b
-	if o := a.offender(b.Source); o.known && b.Offence > 0 && o.Until.Before(b.EndedAt) {
-		o.Until = b.EndedAt // the firewalls have held it until now
-	}
 	a.touch(b)
 	a.t.live--
 	a.t.ended++
