@@ -17,6 +17,45 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for ActiveListSource.
+const (
+	ActiveListSourceAPI    ActiveListSource = "api"
+	ActiveListSourceConfig ActiveListSource = "config"
+)
+
+// Valid indicates whether the value is a known member of the ActiveListSource enum.
+func (e ActiveListSource) Valid() bool {
+	switch e {
+	case ActiveListSourceAPI:
+		return true
+	case ActiveListSourceConfig:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ActiveListRequestRefresh.
+const (
+	ActiveListRequestRefreshFirstSeen    ActiveListRequestRefresh = "first-seen"
+	ActiveListRequestRefreshLastSeen     ActiveListRequestRefresh = "last-seen"
+	ActiveListRequestRefreshNeverShorten ActiveListRequestRefresh = "never-shorten"
+)
+
+// Valid indicates whether the value is a known member of the ActiveListRequestRefresh enum.
+func (e ActiveListRequestRefresh) Valid() bool {
+	switch e {
+	case ActiveListRequestRefreshFirstSeen:
+		return true
+	case ActiveListRequestRefreshLastSeen:
+		return true
+	case ActiveListRequestRefreshNeverShorten:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for BlockEndReason.
 const (
 	BlockEndReasonDeleted  BlockEndReason = "deleted"
@@ -314,6 +353,33 @@ func (e HookDecisionReason) Valid() bool {
 	}
 }
 
+// Defines values for ListType.
+const (
+	ListTypeAsn    ListType = "asn"
+	ListTypeCidr   ListType = "cidr"
+	ListTypeDomain ListType = "domain"
+	ListTypeIP     ListType = "ip"
+	ListTypeUser   ListType = "user"
+)
+
+// Valid indicates whether the value is a known member of the ListType enum.
+func (e ListType) Valid() bool {
+	switch e {
+	case ListTypeAsn:
+		return true
+	case ListTypeCidr:
+		return true
+	case ListTypeDomain:
+		return true
+	case ListTypeIP:
+		return true
+	case ListTypeUser:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Role.
 const (
 	RoleAdmin    Role = "admin"
@@ -408,6 +474,68 @@ func (e ListBlocksParamsStatus) Valid() bool {
 	default:
 		return false
 	}
+}
+
+// ActiveList defines model for ActiveList.
+type ActiveList struct {
+	// Blocks What it means for a block whose source is on it
+	Blocks    ListPolicy `json:"blocks,omitempty,omitzero"`
+	Capacity  int64      `json:"capacity"`
+	Comment   string     `json:"comment,omitempty,omitzero"`
+	CreatedAt time.Time  `json:"created_at,omitempty,omitzero"`
+	CreatedBy string     `json:"created_by,omitempty,omitzero"`
+
+	// Entries That stand on it now
+	Entries int    `json:"entries"`
+	MaxTTL  string `json:"max_ttl"`
+	Name    string `json:"name"`
+
+	// OnHit What a lookup that finds an entry causes
+	OnHit   ListOnHit `json:"on_hit,omitempty,omitzero"`
+	Refresh string    `json:"refresh"`
+
+	// Source One of the configuration is changed there only
+	Source     ActiveListSource `json:"source"`
+	Subdomains bool             `json:"subdomains,omitempty,omitzero"`
+	TTL        string           `json:"ttl"`
+	Type       ListType         `json:"type"`
+}
+
+// ActiveListSource One of the configuration is changed there only
+type ActiveListSource string
+
+// ActiveListRequest defines model for ActiveListRequest.
+type ActiveListRequest struct {
+	// Capacity Entries that it takes; left out is 100000
+	Capacity int    `json:"capacity,omitempty,omitzero" validate:"min=0,max=1000000"`
+	Comment  string `json:"comment,omitempty,omitzero" validate:"max=1024"`
+
+	// MaxTTL The longest that an entry may ask for; left out is 30d. `none` is any, and entries without end.
+	MaxTTL string `json:"max_ttl,omitempty,omitzero" validate:"max=32"`
+	Name   string `json:"name" validate:"required,max=63"`
+
+	// OnHit What a lookup that finds an entry causes
+	OnHit ListOnHit `json:"on_hit,omitempty,omitzero"`
+
+	// Refresh What a repeat does to an entry's end. last-seen, which is also what leaving it out means: it counts anew from the newest sight; first-seen: it stays;
+	// never-shorten: it moves out, never in.
+	Refresh ActiveListRequestRefresh `json:"refresh,omitempty,omitzero" validate:"omitempty,oneof=last-seen first-seen never-shorten"`
+
+	// Subdomains Of type domain: an entry stands for every name below it too
+	Subdomains bool `json:"subdomains,omitempty,omitzero"`
+
+	// TTL Of an entry that names none; left out is 24h. `none` is without end.
+	TTL  string   `json:"ttl,omitempty,omitzero" validate:"max=32"`
+	Type ListType `json:"type" validate:"required,oneof=ip cidr user domain asn"`
+}
+
+// ActiveListRequestRefresh What a repeat does to an entry's end. last-seen, which is also what leaving it out means: it counts anew from the newest sight; first-seen: it stays;
+// never-shorten: it moves out, never in.
+type ActiveListRequestRefresh string
+
+// ActiveLists defines model for ActiveLists.
+type ActiveLists struct {
+	Items []ActiveList `json:"items"`
 }
 
 // Block defines model for Block.
@@ -754,6 +882,9 @@ type Explanation struct {
 	Ended      []Block     `json:"ended"`
 	Exemptions []Exemption `json:"exemptions"`
 
+	// Lists The entries of active lists that cover it, one of each list
+	Lists []ListEntry `json:"lists"`
+
 	// Offender What is known of a source's offences. An offence is a block that begins while none of the source stands; an IPv6 address counts as its
 	// /64. The ladder gives each offence its least lifetime.
 	Offender Offender `json:"offender"`
@@ -1005,6 +1136,135 @@ type Incident struct {
 	Since   time.Time `json:"since"`
 }
 
+// ListEntry defines model for ListEntry.
+type ListEntry struct {
+	AlertID string `json:"alert_id,omitempty,omitzero"`
+
+	// Comment Of the newest put that had one, as are alert_id and rule_id
+	Comment string `json:"comment,omitempty,omitzero"`
+
+	// Count How often it was put
+	Count int64 `json:"count"`
+
+	// ExpiresAt Left out is without end
+	ExpiresAt time.Time `json:"expires_at,omitempty,omitzero"`
+	FirstSeen time.Time `json:"first_seen"`
+
+	// Key Canonical
+	Key      string    `json:"key"`
+	LastSeen time.Time `json:"last_seen"`
+	List     string    `json:"list"`
+
+	// PutBy Name of the token of the newest put
+	PutBy  string `json:"put_by,omitempty,omitzero"`
+	RuleID string `json:"rule_id,omitempty,omitzero"`
+
+	// Sources The first 8 distinct origins
+	Sources []string `json:"sources,omitempty,omitzero"`
+	Type    ListType `json:"type"`
+}
+
+// ListEntryBatch defines model for ListEntryBatch.
+type ListEntryBatch struct {
+	Entries []ListEntryPut `json:"entries" validate:"required,max=10000,dive"`
+}
+
+// ListEntryPage defines model for ListEntryPage.
+type ListEntryPage struct {
+	Items []ListEntry `json:"items"`
+
+	// Next Cursor of the next page; left out on the last one
+	Next string `json:"next,omitempty,omitzero"`
+}
+
+// ListEntryPut defines model for ListEntryPut.
+type ListEntryPut struct {
+	// AlertID Free text, kept as written
+	AlertID string `json:"alert_id,omitempty,omitzero" validate:"max=256"`
+
+	// Comment Free text, kept as written
+	Comment string `json:"comment,omitempty,omitzero" validate:"max=1024"`
+
+	// Key An address, a prefix, a name, AS64500, by the list's type
+	Key string `json:"key" validate:"required,max=1024"`
+
+	// Origin Who saw it; the first 8 distinct ones are an entry's sources
+	Origin string `json:"origin,omitempty,omitzero" validate:"max=256"`
+
+	// RuleID Free text, kept as written
+	RuleID string `json:"rule_id,omitempty,omitzero" validate:"max=256"`
+
+	// SeenAt When it was seen, at most 5 minutes ahead of the service's clock; left out is now
+	SeenAt time.Time `json:"seen_at,omitempty,omitzero"`
+
+	// TTL From `seen_at`; left out is the list's. `none` is without end, where the list allows that.
+	TTL string `json:"ttl,omitempty,omitzero" validate:"max=32"`
+}
+
+// ListKeys defines model for ListKeys.
+type ListKeys struct {
+	Keys []string `json:"keys" validate:"required,max=10000,dive,required,max=1024"`
+}
+
+// ListLookup defines model for ListLookup.
+type ListLookup struct {
+	Entry ListEntry `json:"entry,omitempty,omitzero"`
+	Found bool      `json:"found"`
+
+	// Key Canonical
+	Key string `json:"key"`
+}
+
+// ListLookups defines model for ListLookups.
+type ListLookups struct {
+	Items []ListLookup `json:"items"`
+}
+
+// ListOnHit What a lookup that finds an entry causes
+type ListOnHit struct {
+	// Every For one entry not more often than so; left out is 1m
+	Every string `json:"every,omitempty,omitzero" validate:"max=32"`
+
+	// Syslog A line to the syslog server of the configuration
+	Syslog bool `json:"syslog,omitempty,omitzero"`
+}
+
+// ListPolicy What it means for a block whose source is on it
+type ListPolicy struct {
+	// Instead Nothing is blocked; the source is put on this list
+	Instead string `json:"instead,omitempty,omitzero"`
+
+	// TTL It stands for so long at least
+	TTL string `json:"ttl,omitempty,omitzero"`
+}
+
+// ListPutResult defines model for ListPutResult.
+type ListPutResult struct {
+	// Added New on the list
+	Added int       `json:"added"`
+	Entry ListEntry `json:"entry,omitempty,omitzero"`
+
+	// Late Seen so long ago that their time is over, or before they were taken off: counted where they stand, and nothing else
+	Late int    `json:"late"`
+	List string `json:"list"`
+
+	// Refreshed Were on it
+	Refreshed int `json:"refreshed"`
+}
+
+// ListType defines model for ListType.
+type ListType string
+
+// Lookup defines model for Lookup.
+type Lookup struct {
+	// Entries By list, one of each
+	Entries []ListEntry `json:"entries"`
+	Found   bool        `json:"found"`
+
+	// Key As it was asked for
+	Key string `json:"key"`
+}
+
 // Offender What is known of a source's offences. An offence is a block that begins while none of the source stands; an IPv6 address counts as its
 // /64. The ladder gives each offence its least lifetime.
 type Offender struct {
@@ -1221,6 +1481,12 @@ type IdempotencyKey = string
 // Limit defines model for Limit.
 type Limit = int
 
+// ListKey defines model for ListKey.
+type ListKey = string
+
+// ListName defines model for ListName.
+type ListName = string
+
 // RunID defines model for RunID.
 type RunID = string
 
@@ -1409,6 +1675,48 @@ type HookWazuhParams struct {
 	DryRun *bool `form:"dry_run,omitempty" json:"dry_run,omitempty"`
 }
 
+// ListEntriesParams defines parameters for ListEntries.
+type ListEntriesParams struct {
+	// Within Entries that lie in this prefix; of lists of addresses and prefixes
+	Within *string `form:"within,omitempty" json:"within,omitempty"`
+
+	// Origin Entries that have this among their sources
+	Origin *string `form:"origin,omitempty" json:"origin,omitempty"`
+
+	// RuleID Entries with this rule
+	RuleID *string `form:"rule_id,omitempty" json:"rule_id,omitempty"`
+
+	// SeenWithin Entries that were last seen within this duration
+	SeenWithin *string `form:"seen_within,omitempty" json:"seen_within,omitempty"`
+
+	// ExpiresWithin Entries that run out within this duration
+	ExpiresWithin *string `form:"expires_within,omitempty" json:"expires_within,omitempty"`
+
+	// Limit Items a page, 1 to 1000; the default is 100
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor `next` of the page before
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// DeleteEntryParams defines parameters for DeleteEntry.
+type DeleteEntryParams struct {
+	// Key As people write it: an address, a prefix, a name, AS64500
+	Key ListKey `form:"key" json:"key"`
+}
+
+// LookupOnListParams defines parameters for LookupOnList.
+type LookupOnListParams struct {
+	// Key As people write it: an address, a prefix, a name, AS64500
+	Key ListKey `form:"key" json:"key"`
+}
+
+// LookupParams defines parameters for Lookup.
+type LookupParams struct {
+	// Key As people write it: an address, a prefix, a name, AS64500
+	Key ListKey `form:"key" json:"key"`
+}
+
 // ListRunsParams defines parameters for ListRuns.
 type ListRunsParams struct {
 	// Firewall Runs on this firewall
@@ -1441,6 +1749,18 @@ type HoldAllJSONRequestBody = HoldRequest
 
 // HookWazuhJSONRequestBody defines body for HookWazuh for application/json ContentType.
 type HookWazuhJSONRequestBody HookWazuhJSONBody
+
+// CreateListJSONRequestBody defines body for CreateList for application/json ContentType.
+type CreateListJSONRequestBody = ActiveListRequest
+
+// PutEntriesJSONRequestBody defines body for PutEntries for application/json ContentType.
+type PutEntriesJSONRequestBody = ListEntryBatch
+
+// PutEntryJSONRequestBody defines body for PutEntry for application/json ContentType.
+type PutEntryJSONRequestBody = ListEntryPut
+
+// LookupManyOnListJSONRequestBody defines body for LookupManyOnList for application/json ContentType.
+type LookupManyOnListJSONRequestBody = ListKeys
 
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = TokenRequest
@@ -1643,7 +1963,8 @@ type ClientInterface interface {
 
 	// Explain What stands for or against an address
 	//
-	// The live blocks that cover it with their states and newest requests, those that ended last, and the exemptions that overlap it.
+	// The live blocks that cover it with their states and newest requests, those that ended last, the exemptions that overlap it, and the active
+	// lists that it is on.
 	//
 	// Corresponds with GET /api/v1/explain (the `Explain` operationId).
 	Explain(ctx context.Context, params *ExplainParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1772,6 +2093,116 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
 	HookWazuh(ctx context.Context, params *HookWazuhParams, body HookWazuhJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListLists Every active list
+	//
+	// Corresponds with GET /api/v1/lists (the `ListLists` operationId).
+	ListLists(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateListWithBody Make an active list
+	//
+	// What a list means for blocks is said by the configuration only.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/lists (the `CreateList` operationId).
+	CreateListWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateList Make an active list
+	//
+	// What a list means for blocks is said by the configuration only.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/lists (the `CreateList` operationId).
+	CreateList(ctx context.Context, body CreateListJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteList Take an active list away, with all that is on it; none of the configuration
+	//
+	// Corresponds with DELETE /api/v1/lists/{name} (the `DeleteList` operationId).
+	DeleteList(ctx context.Context, name ListName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetList One active list
+	//
+	// Corresponds with GET /api/v1/lists/{name} (the `GetList` operationId).
+	GetList(ctx context.Context, name ListName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListEntries What stands on a list
+	//
+	// Addresses and prefixes in their order, other keys bytewise.
+	//
+	// Corresponds with GET /api/v1/lists/{name}/entries (the `ListEntries` operationId).
+	ListEntries(ctx context.Context, name ListName, params *ListEntriesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutEntriesWithBody Put up to 10,000 entries on a list, all or none
+	//
+	// An entry that is on the list is refreshed: its count, last sight and evidence follow, and its end as the list's mode says. When one is not valid,
+	// or they do not all fit (422: nothing is ever taken off to make room), nothing is put. The body may have 8 MiB.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/lists/{name}/entries (the `PutEntries` operationId).
+	PutEntriesWithBody(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutEntries Put up to 10,000 entries on a list, all or none
+	//
+	// An entry that is on the list is refreshed: its count, last sight and evidence follow, and its end as the list's mode says. When one is not valid,
+	// or they do not all fit (422: nothing is ever taken off to make room), nothing is put. The body may have 8 MiB.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/lists/{name}/entries (the `PutEntries` operationId).
+	PutEntries(ctx context.Context, name ListName, body PutEntriesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteEntry Take an entry off a list
+	//
+	// What was seen before that does not put it back.
+	//
+	// Corresponds with DELETE /api/v1/lists/{name}/entry (the `DeleteEntry` operationId).
+	DeleteEntry(ctx context.Context, name ListName, params *DeleteEntryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutEntryWithBody Put one entry on a list, or refresh it
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/lists/{name}/entry (the `PutEntry` operationId).
+	PutEntryWithBody(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutEntry Put one entry on a list, or refresh it
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/lists/{name}/entry (the `PutEntry` operationId).
+	PutEntry(ctx context.Context, name ListName, body PutEntryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// LookupOnList Whether a key is on a list
+	//
+	// The longest prefix that covers an address; the name itself, or the nearest above it where the list says subdomains. A hit can be told as a
+	// syslog line.
+	//
+	// Corresponds with GET /api/v1/lists/{name}/lookup (the `LookupOnList` operationId).
+	LookupOnList(ctx context.Context, name ListName, params *LookupOnListParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// LookupManyOnListWithBody Which of up to 10,000 keys are on a list
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/lists/{name}/lookup (the `LookupManyOnList` operationId).
+	LookupManyOnListWithBody(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// LookupManyOnList Which of up to 10,000 keys are on a list
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/lists/{name}/lookup (the `LookupManyOnList` operationId).
+	LookupManyOnList(ctx context.Context, name ListName, body LookupManyOnListJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Lookup Which lists a key is on
+	//
+	// Asks every list whose type takes such a key.
+	//
+	// Corresponds with GET /api/v1/lookup (the `Lookup` operationId).
+	Lookup(ctx context.Context, params *LookupParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetOpenAPI This document
 	//
@@ -2124,7 +2555,8 @@ func (c *Client) DeleteExemption(ctx context.Context, id string, reqEditors ...R
 
 // Explain What stands for or against an address
 //
-// The live blocks that cover it with their states and newest requests, those that ended last, and the exemptions that overlap it.
+// The live blocks that cover it with their states and newest requests, those that ended last, the exemptions that overlap it, and the active
+// lists that it is on.
 //
 // Corresponds with GET /api/v1/explain (the `Explain` operationId).
 func (c *Client) Explain(ctx context.Context, params *ExplainParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2424,6 +2856,266 @@ func (c *Client) HookWazuhWithBody(ctx context.Context, params *HookWazuhParams,
 // Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
 func (c *Client) HookWazuh(ctx context.Context, params *HookWazuhParams, body HookWazuhJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewHookWazuhRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListLists Every active list
+//
+// Corresponds with GET /api/v1/lists (the `ListLists` operationId).
+func (c *Client) ListLists(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListListsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateListWithBody Make an active list
+//
+// What a list means for blocks is said by the configuration only.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/lists (the `CreateList` operationId).
+func (c *Client) CreateListWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateListRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateList Make an active list
+//
+// What a list means for blocks is said by the configuration only.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/lists (the `CreateList` operationId).
+func (c *Client) CreateList(ctx context.Context, body CreateListJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateListRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteList Take an active list away, with all that is on it; none of the configuration
+//
+// Corresponds with DELETE /api/v1/lists/{name} (the `DeleteList` operationId).
+func (c *Client) DeleteList(ctx context.Context, name ListName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteListRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetList One active list
+//
+// Corresponds with GET /api/v1/lists/{name} (the `GetList` operationId).
+func (c *Client) GetList(ctx context.Context, name ListName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetListRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListEntries What stands on a list
+//
+// Addresses and prefixes in their order, other keys bytewise.
+//
+// Corresponds with GET /api/v1/lists/{name}/entries (the `ListEntries` operationId).
+func (c *Client) ListEntries(ctx context.Context, name ListName, params *ListEntriesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListEntriesRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutEntriesWithBody Put up to 10,000 entries on a list, all or none
+//
+// An entry that is on the list is refreshed: its count, last sight and evidence follow, and its end as the list's mode says. When one is not valid,
+// or they do not all fit (422: nothing is ever taken off to make room), nothing is put. The body may have 8 MiB.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/lists/{name}/entries (the `PutEntries` operationId).
+func (c *Client) PutEntriesWithBody(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutEntriesRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutEntries Put up to 10,000 entries on a list, all or none
+//
+// An entry that is on the list is refreshed: its count, last sight and evidence follow, and its end as the list's mode says. When one is not valid,
+// or they do not all fit (422: nothing is ever taken off to make room), nothing is put. The body may have 8 MiB.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/lists/{name}/entries (the `PutEntries` operationId).
+func (c *Client) PutEntries(ctx context.Context, name ListName, body PutEntriesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutEntriesRequest(c.Server, name, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteEntry Take an entry off a list
+//
+// What was seen before that does not put it back.
+//
+// Corresponds with DELETE /api/v1/lists/{name}/entry (the `DeleteEntry` operationId).
+func (c *Client) DeleteEntry(ctx context.Context, name ListName, params *DeleteEntryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteEntryRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutEntryWithBody Put one entry on a list, or refresh it
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/lists/{name}/entry (the `PutEntry` operationId).
+func (c *Client) PutEntryWithBody(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutEntryRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutEntry Put one entry on a list, or refresh it
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/lists/{name}/entry (the `PutEntry` operationId).
+func (c *Client) PutEntry(ctx context.Context, name ListName, body PutEntryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutEntryRequest(c.Server, name, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// LookupOnList Whether a key is on a list
+//
+// The longest prefix that covers an address; the name itself, or the nearest above it where the list says subdomains. A hit can be told as a
+// syslog line.
+//
+// Corresponds with GET /api/v1/lists/{name}/lookup (the `LookupOnList` operationId).
+func (c *Client) LookupOnList(ctx context.Context, name ListName, params *LookupOnListParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLookupOnListRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// LookupManyOnListWithBody Which of up to 10,000 keys are on a list
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/lists/{name}/lookup (the `LookupManyOnList` operationId).
+func (c *Client) LookupManyOnListWithBody(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLookupManyOnListRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// LookupManyOnList Which of up to 10,000 keys are on a list
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/lists/{name}/lookup (the `LookupManyOnList` operationId).
+func (c *Client) LookupManyOnList(ctx context.Context, name ListName, body LookupManyOnListJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLookupManyOnListRequest(c.Server, name, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Lookup Which lists a key is on
+//
+// Asks every list whose type takes such a key.
+//
+// Corresponds with GET /api/v1/lookup (the `Lookup` operationId).
+func (c *Client) Lookup(ctx context.Context, params *LookupParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLookupRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4248,6 +4940,579 @@ func NewHookWazuhRequestWithBody(server string, params *HookWazuhParams, content
 	return req, nil
 }
 
+// NewListListsRequest constructs an http.Request for the ListLists method
+func NewListListsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateListRequest calls the generic CreateList builder with application/json body
+func NewCreateListRequest(server string, body CreateListJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateListRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewCreateListRequestWithBody constructs an http.Request for the CreateList method, with any body, and a specified content type
+func NewCreateListRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDeleteListRequest constructs an http.Request for the DeleteList method
+func NewDeleteListRequest(server string, name ListName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetListRequest constructs an http.Request for the GetList method
+func NewGetListRequest(server string, name ListName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListEntriesRequest constructs an http.Request for the ListEntries method
+func NewListEntriesRequest(server string, name ListName, params *ListEntriesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists/%s/entries", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Within != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "within", *params.Within, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Origin != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "origin", *params.Origin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.RuleID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "rule_id", *params.RuleID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.SeenWithin != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "seen_within", *params.SeenWithin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ExpiresWithin != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "expires_within", *params.ExpiresWithin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPutEntriesRequest calls the generic PutEntries builder with application/json body
+func NewPutEntriesRequest(server string, name ListName, body PutEntriesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPutEntriesRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewPutEntriesRequestWithBody constructs an http.Request for the PutEntries method, with any body, and a specified content type
+func NewPutEntriesRequestWithBody(server string, name ListName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists/%s/entries", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDeleteEntryRequest constructs an http.Request for the DeleteEntry method
+func NewDeleteEntryRequest(server string, name ListName, params *DeleteEntryParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists/%s/entry", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "key", params.Key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPutEntryRequest calls the generic PutEntry builder with application/json body
+func NewPutEntryRequest(server string, name ListName, body PutEntryJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPutEntryRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewPutEntryRequestWithBody constructs an http.Request for the PutEntry method, with any body, and a specified content type
+func NewPutEntryRequestWithBody(server string, name ListName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists/%s/entry", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewLookupOnListRequest constructs an http.Request for the LookupOnList method
+func NewLookupOnListRequest(server string, name ListName, params *LookupOnListParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists/%s/lookup", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "key", params.Key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewLookupManyOnListRequest calls the generic LookupManyOnList builder with application/json body
+func NewLookupManyOnListRequest(server string, name ListName, body LookupManyOnListJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewLookupManyOnListRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewLookupManyOnListRequestWithBody constructs an http.Request for the LookupManyOnList method, with any body, and a specified content type
+func NewLookupManyOnListRequestWithBody(server string, name ListName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lists/%s/lookup", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewLookupRequest constructs an http.Request for the Lookup method
+func NewLookupRequest(server string, params *LookupParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/lookup")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "key", params.Key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetOpenAPIRequest constructs an http.Request for the GetOpenAPI method
 func NewGetOpenAPIRequest(server string) (*http.Request, error) {
 	var err error
@@ -4889,7 +6154,8 @@ type ClientWithResponsesInterface interface {
 
 	// ExplainWithResponse What stands for or against an address
 	//
-	// The live blocks that cover it with their states and newest requests, those that ended last, and the exemptions that overlap it.
+	// The live blocks that cover it with their states and newest requests, those that ended last, the exemptions that overlap it, and the active
+	// lists that it is on.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5042,6 +6308,130 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/hooks/wazuh (the `HookWazuh` operationId).
 	HookWazuhWithResponse(ctx context.Context, params *HookWazuhParams, body HookWazuhJSONRequestBody, reqEditors ...RequestEditorFn) (*HookWazuhResult, error)
+
+	// ListListsWithResponse Every active list
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/lists (the `ListLists` operationId).
+	ListListsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListListsResult, error)
+
+	// CreateListWithBodyWithResponse Make an active list
+	//
+	// What a list means for blocks is said by the configuration only.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/lists (the `CreateList` operationId).
+	CreateListWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateListResult, error)
+
+	// CreateListWithResponse Make an active list
+	//
+	// What a list means for blocks is said by the configuration only.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/lists (the `CreateList` operationId).
+	CreateListWithResponse(ctx context.Context, body CreateListJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateListResult, error)
+
+	// DeleteListWithResponse Take an active list away, with all that is on it; none of the configuration
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/lists/{name} (the `DeleteList` operationId).
+	DeleteListWithResponse(ctx context.Context, name ListName, reqEditors ...RequestEditorFn) (*DeleteListResult, error)
+
+	// GetListWithResponse One active list
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/lists/{name} (the `GetList` operationId).
+	GetListWithResponse(ctx context.Context, name ListName, reqEditors ...RequestEditorFn) (*GetListResult, error)
+
+	// ListEntriesWithResponse What stands on a list
+	//
+	// Addresses and prefixes in their order, other keys bytewise.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/lists/{name}/entries (the `ListEntries` operationId).
+	ListEntriesWithResponse(ctx context.Context, name ListName, params *ListEntriesParams, reqEditors ...RequestEditorFn) (*ListEntriesResult, error)
+
+	// PutEntriesWithBodyWithResponse Put up to 10,000 entries on a list, all or none
+	//
+	// An entry that is on the list is refreshed: its count, last sight and evidence follow, and its end as the list's mode says. When one is not valid,
+	// or they do not all fit (422: nothing is ever taken off to make room), nothing is put. The body may have 8 MiB.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/lists/{name}/entries (the `PutEntries` operationId).
+	PutEntriesWithBodyWithResponse(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutEntriesResult, error)
+
+	// PutEntriesWithResponse Put up to 10,000 entries on a list, all or none
+	//
+	// An entry that is on the list is refreshed: its count, last sight and evidence follow, and its end as the list's mode says. When one is not valid,
+	// or they do not all fit (422: nothing is ever taken off to make room), nothing is put. The body may have 8 MiB.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/lists/{name}/entries (the `PutEntries` operationId).
+	PutEntriesWithResponse(ctx context.Context, name ListName, body PutEntriesJSONRequestBody, reqEditors ...RequestEditorFn) (*PutEntriesResult, error)
+
+	// DeleteEntryWithResponse Take an entry off a list
+	//
+	// What was seen before that does not put it back.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/lists/{name}/entry (the `DeleteEntry` operationId).
+	DeleteEntryWithResponse(ctx context.Context, name ListName, params *DeleteEntryParams, reqEditors ...RequestEditorFn) (*DeleteEntryResult, error)
+
+	// PutEntryWithBodyWithResponse Put one entry on a list, or refresh it
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/lists/{name}/entry (the `PutEntry` operationId).
+	PutEntryWithBodyWithResponse(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutEntryResult, error)
+
+	// PutEntryWithResponse Put one entry on a list, or refresh it
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/lists/{name}/entry (the `PutEntry` operationId).
+	PutEntryWithResponse(ctx context.Context, name ListName, body PutEntryJSONRequestBody, reqEditors ...RequestEditorFn) (*PutEntryResult, error)
+
+	// LookupOnListWithResponse Whether a key is on a list
+	//
+	// The longest prefix that covers an address; the name itself, or the nearest above it where the list says subdomains. A hit can be told as a
+	// syslog line.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/lists/{name}/lookup (the `LookupOnList` operationId).
+	LookupOnListWithResponse(ctx context.Context, name ListName, params *LookupOnListParams, reqEditors ...RequestEditorFn) (*LookupOnListResult, error)
+
+	// LookupManyOnListWithBodyWithResponse Which of up to 10,000 keys are on a list
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/lists/{name}/lookup (the `LookupManyOnList` operationId).
+	LookupManyOnListWithBodyWithResponse(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LookupManyOnListResult, error)
+
+	// LookupManyOnListWithResponse Which of up to 10,000 keys are on a list
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/lists/{name}/lookup (the `LookupManyOnList` operationId).
+	LookupManyOnListWithResponse(ctx context.Context, name ListName, body LookupManyOnListJSONRequestBody, reqEditors ...RequestEditorFn) (*LookupManyOnListResult, error)
+
+	// LookupWithResponse Which lists a key is on
+	//
+	// Asks every list whose type takes such a key.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/lookup (the `Lookup` operationId).
+	LookupWithResponse(ctx context.Context, params *LookupParams, reqEditors ...RequestEditorFn) (*LookupResult, error)
 
 	// GetOpenAPIWithResponse This document
 	//
@@ -6693,6 +8083,604 @@ func (r HookWazuhResult) ContentType() string {
 	return ""
 }
 
+// ListListsResultDefaultHeaders the declared response headers of an HTTP default response for ListLists
+type ListListsResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ListListsResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ActiveLists
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListListsResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListListsResult) GetJSON200() *ActiveLists {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListListsResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListListsResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListListsResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListListsResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListListsResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateListResultDefaultHeaders the declared response headers of an HTTP default response for CreateList
+type CreateListResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type CreateListResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *ActiveList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CreateListResultDefaultHeaders
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateListResult) GetJSON201() *ActiveList {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateListResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateListResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateListResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateListResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateListResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DeleteListResultDefaultHeaders the declared response headers of an HTTP default response for DeleteList
+type DeleteListResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type DeleteListResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DeleteListResultDefaultHeaders
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteListResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteListResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteListResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteListResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteListResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetListResultDefaultHeaders the declared response headers of an HTTP default response for GetList
+type GetListResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type GetListResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ActiveList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetListResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetListResult) GetJSON200() *ActiveList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetListResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetListResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetListResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetListResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetListResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListEntriesResultDefaultHeaders the declared response headers of an HTTP default response for ListEntries
+type ListEntriesResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ListEntriesResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ListEntryPage
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListEntriesResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListEntriesResult) GetJSON200() *ListEntryPage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListEntriesResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListEntriesResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListEntriesResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListEntriesResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListEntriesResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PutEntriesResultDefaultHeaders the declared response headers of an HTTP default response for PutEntries
+type PutEntriesResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type PutEntriesResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ListPutResult
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *PutEntriesResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PutEntriesResult) GetJSON200() *ListPutResult {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PutEntriesResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PutEntriesResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PutEntriesResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PutEntriesResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PutEntriesResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DeleteEntryResultDefaultHeaders the declared response headers of an HTTP default response for DeleteEntry
+type DeleteEntryResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type DeleteEntryResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DeleteEntryResultDefaultHeaders
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteEntryResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteEntryResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteEntryResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteEntryResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteEntryResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PutEntryResultDefaultHeaders the declared response headers of an HTTP default response for PutEntry
+type PutEntryResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type PutEntryResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ListPutResult
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *ListPutResult
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *PutEntryResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PutEntryResult) GetJSON200() *ListPutResult {
+	return r.JSON200
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r PutEntryResult) GetJSON201() *ListPutResult {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PutEntryResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PutEntryResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PutEntryResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PutEntryResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PutEntryResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// LookupOnListResultDefaultHeaders the declared response headers of an HTTP default response for LookupOnList
+type LookupOnListResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type LookupOnListResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ListLookup
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *LookupOnListResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r LookupOnListResult) GetJSON200() *ListLookup {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r LookupOnListResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r LookupOnListResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r LookupOnListResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r LookupOnListResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r LookupOnListResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// LookupManyOnListResultDefaultHeaders the declared response headers of an HTTP default response for LookupManyOnList
+type LookupManyOnListResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type LookupManyOnListResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ListLookups
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *LookupManyOnListResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r LookupManyOnListResult) GetJSON200() *ListLookups {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r LookupManyOnListResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r LookupManyOnListResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r LookupManyOnListResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r LookupManyOnListResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r LookupManyOnListResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// LookupResultDefaultHeaders the declared response headers of an HTTP default response for Lookup
+type LookupResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type LookupResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Lookup
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *LookupResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r LookupResult) GetJSON200() *Lookup {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r LookupResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r LookupResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r LookupResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r LookupResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r LookupResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetOpenAPIResultDefaultHeaders the declared response headers of an HTTP default response for GetOpenAPI
 type GetOpenAPIResultDefaultHeaders struct {
 	RetryAfter int
@@ -7619,7 +9607,8 @@ func (c *ClientWithResponses) DeleteExemptionWithResponse(ctx context.Context, i
 
 // ExplainWithResponse What stands for or against an address
 //
-// The live blocks that cover it with their states and newest requests, those that ended last, and the exemptions that overlap it.
+// The live blocks that cover it with their states and newest requests, those that ended last, the exemptions that overlap it, and the active
+// lists that it is on.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -7879,6 +9868,220 @@ func (c *ClientWithResponses) HookWazuhWithResponse(ctx context.Context, params 
 		return nil, err
 	}
 	return ParseHookWazuhResult(rsp)
+}
+
+// ListListsWithResponse Every active list
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/lists (the `ListLists` operationId).
+func (c *ClientWithResponses) ListListsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListListsResult, error) {
+	rsp, err := c.ListLists(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListListsResult(rsp)
+}
+
+// CreateListWithBodyWithResponse Make an active list
+//
+// What a list means for blocks is said by the configuration only.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/lists (the `CreateList` operationId).
+func (c *ClientWithResponses) CreateListWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateListResult, error) {
+	rsp, err := c.CreateListWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateListResult(rsp)
+}
+
+// CreateListWithResponse Make an active list
+//
+// What a list means for blocks is said by the configuration only.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/lists (the `CreateList` operationId).
+func (c *ClientWithResponses) CreateListWithResponse(ctx context.Context, body CreateListJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateListResult, error) {
+	rsp, err := c.CreateList(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateListResult(rsp)
+}
+
+// DeleteListWithResponse Take an active list away, with all that is on it; none of the configuration
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/lists/{name} (the `DeleteList` operationId).
+func (c *ClientWithResponses) DeleteListWithResponse(ctx context.Context, name ListName, reqEditors ...RequestEditorFn) (*DeleteListResult, error) {
+	rsp, err := c.DeleteList(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteListResult(rsp)
+}
+
+// GetListWithResponse One active list
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/lists/{name} (the `GetList` operationId).
+func (c *ClientWithResponses) GetListWithResponse(ctx context.Context, name ListName, reqEditors ...RequestEditorFn) (*GetListResult, error) {
+	rsp, err := c.GetList(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetListResult(rsp)
+}
+
+// ListEntriesWithResponse What stands on a list
+//
+// Addresses and prefixes in their order, other keys bytewise.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/lists/{name}/entries (the `ListEntries` operationId).
+func (c *ClientWithResponses) ListEntriesWithResponse(ctx context.Context, name ListName, params *ListEntriesParams, reqEditors ...RequestEditorFn) (*ListEntriesResult, error) {
+	rsp, err := c.ListEntries(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListEntriesResult(rsp)
+}
+
+// PutEntriesWithBodyWithResponse Put up to 10,000 entries on a list, all or none
+//
+// An entry that is on the list is refreshed: its count, last sight and evidence follow, and its end as the list's mode says. When one is not valid,
+// or they do not all fit (422: nothing is ever taken off to make room), nothing is put. The body may have 8 MiB.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/lists/{name}/entries (the `PutEntries` operationId).
+func (c *ClientWithResponses) PutEntriesWithBodyWithResponse(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutEntriesResult, error) {
+	rsp, err := c.PutEntriesWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutEntriesResult(rsp)
+}
+
+// PutEntriesWithResponse Put up to 10,000 entries on a list, all or none
+//
+// An entry that is on the list is refreshed: its count, last sight and evidence follow, and its end as the list's mode says. When one is not valid,
+// or they do not all fit (422: nothing is ever taken off to make room), nothing is put. The body may have 8 MiB.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/lists/{name}/entries (the `PutEntries` operationId).
+func (c *ClientWithResponses) PutEntriesWithResponse(ctx context.Context, name ListName, body PutEntriesJSONRequestBody, reqEditors ...RequestEditorFn) (*PutEntriesResult, error) {
+	rsp, err := c.PutEntries(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutEntriesResult(rsp)
+}
+
+// DeleteEntryWithResponse Take an entry off a list
+//
+// What was seen before that does not put it back.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/lists/{name}/entry (the `DeleteEntry` operationId).
+func (c *ClientWithResponses) DeleteEntryWithResponse(ctx context.Context, name ListName, params *DeleteEntryParams, reqEditors ...RequestEditorFn) (*DeleteEntryResult, error) {
+	rsp, err := c.DeleteEntry(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteEntryResult(rsp)
+}
+
+// PutEntryWithBodyWithResponse Put one entry on a list, or refresh it
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/lists/{name}/entry (the `PutEntry` operationId).
+func (c *ClientWithResponses) PutEntryWithBodyWithResponse(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutEntryResult, error) {
+	rsp, err := c.PutEntryWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutEntryResult(rsp)
+}
+
+// PutEntryWithResponse Put one entry on a list, or refresh it
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/lists/{name}/entry (the `PutEntry` operationId).
+func (c *ClientWithResponses) PutEntryWithResponse(ctx context.Context, name ListName, body PutEntryJSONRequestBody, reqEditors ...RequestEditorFn) (*PutEntryResult, error) {
+	rsp, err := c.PutEntry(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutEntryResult(rsp)
+}
+
+// LookupOnListWithResponse Whether a key is on a list
+//
+// The longest prefix that covers an address; the name itself, or the nearest above it where the list says subdomains. A hit can be told as a
+// syslog line.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/lists/{name}/lookup (the `LookupOnList` operationId).
+func (c *ClientWithResponses) LookupOnListWithResponse(ctx context.Context, name ListName, params *LookupOnListParams, reqEditors ...RequestEditorFn) (*LookupOnListResult, error) {
+	rsp, err := c.LookupOnList(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLookupOnListResult(rsp)
+}
+
+// LookupManyOnListWithBodyWithResponse Which of up to 10,000 keys are on a list
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/lists/{name}/lookup (the `LookupManyOnList` operationId).
+func (c *ClientWithResponses) LookupManyOnListWithBodyWithResponse(ctx context.Context, name ListName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LookupManyOnListResult, error) {
+	rsp, err := c.LookupManyOnListWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLookupManyOnListResult(rsp)
+}
+
+// LookupManyOnListWithResponse Which of up to 10,000 keys are on a list
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/lists/{name}/lookup (the `LookupManyOnList` operationId).
+func (c *ClientWithResponses) LookupManyOnListWithResponse(ctx context.Context, name ListName, body LookupManyOnListJSONRequestBody, reqEditors ...RequestEditorFn) (*LookupManyOnListResult, error) {
+	rsp, err := c.LookupManyOnList(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLookupManyOnListResult(rsp)
+}
+
+// LookupWithResponse Which lists a key is on
+//
+// Asks every list whose type takes such a key.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/lookup (the `Lookup` operationId).
+func (c *ClientWithResponses) LookupWithResponse(ctx context.Context, params *LookupParams, reqEditors ...RequestEditorFn) (*LookupResult, error) {
+	rsp, err := c.Lookup(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLookupResult(rsp)
 }
 
 // GetOpenAPIWithResponse This document
@@ -9442,6 +11645,511 @@ func ParseHookWazuhResult(rsp *http.Response) (*HookWazuhResult, error) {
 		response.Headers201 = &headers
 	case true:
 		var headers HookWazuhResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListListsResult parses an HTTP response from a ListListsWithResponse call
+func ParseListListsResult(rsp *http.Response) (*ListListsResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListListsResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ActiveLists
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListListsResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCreateListResult parses an HTTP response from a CreateListWithResponse call
+func ParseCreateListResult(rsp *http.Response) (*CreateListResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateListResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest ActiveList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers CreateListResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteListResult parses an HTTP response from a DeleteListWithResponse call
+func ParseDeleteListResult(rsp *http.Response) (*DeleteListResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteListResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers DeleteListResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetListResult parses an HTTP response from a GetListWithResponse call
+func ParseGetListResult(rsp *http.Response) (*GetListResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetListResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ActiveList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers GetListResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListEntriesResult parses an HTTP response from a ListEntriesWithResponse call
+func ParseListEntriesResult(rsp *http.Response) (*ListEntriesResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListEntriesResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ListEntryPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListEntriesResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePutEntriesResult parses an HTTP response from a PutEntriesWithResponse call
+func ParsePutEntriesResult(rsp *http.Response) (*PutEntriesResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PutEntriesResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ListPutResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers PutEntriesResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteEntryResult parses an HTTP response from a DeleteEntryWithResponse call
+func ParseDeleteEntryResult(rsp *http.Response) (*DeleteEntryResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteEntryResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers DeleteEntryResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePutEntryResult parses an HTTP response from a PutEntryWithResponse call
+func ParsePutEntryResult(rsp *http.Response) (*PutEntryResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PutEntryResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ListPutResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest ListPutResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers PutEntryResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseLookupOnListResult parses an HTTP response from a LookupOnListWithResponse call
+func ParseLookupOnListResult(rsp *http.Response) (*LookupOnListResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &LookupOnListResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ListLookup
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers LookupOnListResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseLookupManyOnListResult parses an HTTP response from a LookupManyOnListWithResponse call
+func ParseLookupManyOnListResult(rsp *http.Response) (*LookupManyOnListResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &LookupManyOnListResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ListLookups
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers LookupManyOnListResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseLookupResult parses an HTTP response from a LookupWithResponse call
+func ParseLookupResult(rsp *http.Response) (*LookupResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &LookupResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Lookup
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers LookupResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

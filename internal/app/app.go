@@ -27,6 +27,7 @@ import (
 	"github.com/parry/parry/internal/config"
 	"github.com/parry/parry/internal/feeds"
 	"github.com/parry/parry/internal/httpapi"
+	"github.com/parry/parry/internal/lists"
 	"github.com/parry/parry/internal/notify"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/policy"
@@ -64,6 +65,7 @@ type App struct {
 	reconciler *reconcile.Reconciler
 	notifier   *notify.Worker
 	feeds      *feeds.Feeds
+	lists      *lists.Lists
 	api        *httpapi.Server
 	registry   *prometheus.Registry
 	cert       *cert.Source
@@ -165,6 +167,9 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 		return nil, err
 	}
 	if a.reconciler, err = newReconciler(a, cfg, controller); err != nil {
+		return nil, err
+	}
+	if a.lists, err = newLists(ctx, a, cfg); err != nil {
 		return nil, err
 	}
 	if a.feeds, err = newFeeds(a); err != nil {
@@ -279,6 +284,7 @@ func (a *App) Run(ctx context.Context) error {
 	stage(restCtx, "notifier", a.notifier.Run)
 	stage(restCtx, "token use", a.auth.Run)
 	stage(restCtx, "feeds", a.feeds.Run)
+	stage(restCtx, "active lists", a.lists.Run)
 	stage(restCtx, "upkeep", a.upkeep)
 	stage(lanesCtx, "warm ssh", a.keepWarm)
 	lanes := stage(lanesCtx, "reconciler", a.reconciler.Run)

@@ -171,6 +171,9 @@ func (a *App) Reload(ctx context.Context) error {
 	if len(wrong) > 0 {
 		return fmt.Errorf("the old configuration stays: %w", errors.Join(wrong...))
 	}
+	if err := a.lists.Configure(ctx, cfg.ActiveLists(), cfg.Blocks.List); err != nil {
+		return fmt.Errorf("the old configuration stays: lists: %w", err)
+	}
 	if err := a.policy.SetLimits(limits(cfg)); err != nil {
 		return fmt.Errorf("the old configuration stays: blocks: %w", err)
 	}
@@ -200,7 +203,8 @@ func unchangeable(c *config.Config) map[string]any {
 	return map[string]any{
 		"listen": &c.Listen, "tls": &c.TLS, "socket": &c.Socket, "state_dir": &c.StateDir, "database": &c.Database, "bundles": &c.Bundles,
 		"ansible": &c.Ansible, "limits.queue": &c.Limits.Queue, "reconcile": &c.Reconcile,
-		"blocks.expiry_slack": &c.Blocks.ExpirySlack, "mail": &c.Mail, "channels": &c.Channels, "log.format": &c.Log.Format, "trusted_proxies": &c.TrustedProxies,
+		"blocks.expiry_slack": &c.Blocks.ExpirySlack, "mail": &c.Mail, "channels": &c.Channels, "syslog": &c.Syslog,
+		"log.format": &c.Log.Format, "trusted_proxies": &c.TrustedProxies,
 	}
 }
 
@@ -312,7 +316,8 @@ func (a *App) prune(ctx context.Context) {
 		return
 	}
 	if p != (parry.Pruned{}) {
-		a.log.Info("pruned", "blocks", p.Blocks, "runs", p.Runs, "keys", p.Keys, "notifications", p.Notifications, "offenders", p.Offenders)
+		a.log.Info("pruned", "blocks", p.Blocks, "runs", p.Runs, "keys", p.Keys, "notifications", p.Notifications, "offenders", p.Offenders,
+			"list_entries", p.ListEntries)
 	}
 	if err := a.runner.Prune(r.Runs.D(), r.RunCount*max(1, len(st.fleet.Firewalls))); err != nil {
 		a.log.Error("prune the run directories", "err", err)

@@ -13,9 +13,11 @@ import (
 	"github.com/parry/parry/internal/feeds"
 	"github.com/parry/parry/internal/hooks"
 	"github.com/parry/parry/internal/httpapi"
+	"github.com/parry/parry/internal/lists"
 	"github.com/parry/parry/internal/notify/mail"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/reconcile"
+	"github.com/parry/parry/internal/syslog"
 )
 
 func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Reconciler, error) {
@@ -43,7 +45,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 		proxies[i] = p.String()
 	}
 	return httpapi.New(httpapi.Options{
-		Store: a.store, Auth: a.auth, Policy: a.policy, Fleet: a.fleet, Feeds: a.feeds, Registry: a.registry,
+		Store: a.store, Auth: a.auth, Policy: a.policy, Lists: a.lists, Fleet: a.fleet, Feeds: a.feeds, Registry: a.registry,
 		Settings: func() httpapi.Settings {
 			c := a.config()
 			return httpapi.Settings{
@@ -66,6 +68,29 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 		Version:  func() (string, string, string) { return a.o.Version, a.o.Commit, a.o.Built },
 		Proxies:  proxies, Now: a.o.Now, Logger: a.log,
 	})
+}
+
+// newLists makes the active lists, with those of the configuration and all that is on them.
+func newLists(ctx context.Context, a *App, cfg *config.Config) (*lists.Lists, error) {
+	o := lists.Options{Store: a.store, Now: a.o.Now, Logger: a.log, Registerer: a.registry}
+	if s := cfg.Syslog; s.Server != "" || s.Network == string(syslog.Unix) {
+		client, err := syslog.New(s.Options(a.o.Now))
+		if err != nil {
+			return nil, err
+		}
+		a.onClose("syslog", client.Close)
+		o.Send = func(ctx context.Context, h lists.Hit) error {
+			return client.Send(ctx, syslog.Message{Time: h.At, Severity: syslog.Notice, MsgID: lists.MsgID, Text: h.Text()})
+		}
+	}
+	l, err := lists.New(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Configure(ctx, cfg.ActiveLists(), cfg.Blocks.List); err != nil {
+		return nil, fmt.Errorf("set up the active lists: %w", err)
+	}
+	return l, nil
 }
 
 func newFeeds(a *App) (*feeds.Feeds, error) {

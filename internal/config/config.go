@@ -25,6 +25,8 @@ type Config struct {
 	Reconcile        Reconcile   `yaml:"reconcile"`
 	Retention        Retention   `yaml:"retention"`
 	Feeds            Feeds       `yaml:"feeds"`
+	Lists            []List      `yaml:"lists"`
+	Syslog           Syslog      `yaml:"syslog"`
 	Mail             Mail        `yaml:"mail"`
 	Channels         []Channel   `yaml:"channels"`
 	Log              Log         `yaml:"log"`
@@ -79,6 +81,7 @@ type Blocks struct {
 	ExpirySlack    Duration `yaml:"expiry_slack"`
 	MinPrefixV4    int      `yaml:"min_prefix_v4"`
 	MinPrefixV6    int      `yaml:"min_prefix_v6"`
+	List           string   `yaml:"list"` // active list that each accepted block's source is put on; empty: none
 }
 
 // Exemption is an entry of the never-block list.
@@ -180,7 +183,8 @@ func Default() *Config {
 			BackoffMax:  Duration(5 * time.Minute),
 			AuthBackoff: Duration(10 * time.Minute),
 		},
-		Feeds: Feeds{MaxAge: Duration(5 * time.Second), StaleAfter: Duration(24 * time.Hour)},
+		Syslog: Syslog{Network: "udp", Facility: "local4", AppName: "parry", Format: "rfc5424"},
+		Feeds:  Feeds{MaxAge: Duration(5 * time.Second), StaleAfter: Duration(24 * time.Hour)},
 		Retention: Retention{
 			EndedBlocks: Duration(90 * 24 * time.Hour),
 			Runs:        Duration(30 * 24 * time.Hour),

@@ -117,6 +117,7 @@ func (c *Config) Validate() []Problem {
 	v.within("retention.idempotency", t.Idempotency, time.Hour, year)
 	v.within("retention.outbox", t.Outbox, time.Hour, 100*year)
 
+	v.lists(c)
 	v.mail(&c.Mail)
 	v.channels(c)
 	v.oneOf("log.format", c.Log.Format, "text", "json")

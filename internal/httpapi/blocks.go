@@ -38,7 +38,7 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 	}
 	a, err := s.admission(c, &ask, now)
 	if err != nil {
-		s.fail(c, err)
+		s.fail(c, s.listInstead(c, err))
 		return
 	}
 	if a.Idempotency, err = idempotency(c, pr, params.IdempotencyKey, body); err != nil {
@@ -84,6 +84,10 @@ func (s *Server) put(c *gin.Context, w *waiting, a parry.Admission) (shown api.B
 		return shown, 0, err
 	}
 	c.Set("block_id", string(done.Block.ID))
+	for _, name := range done.Unlisted {
+		s.metrics.unlisted.WithLabelValues(name).Inc()
+		s.o.Logger.WarnContext(ctx, "a blocked source did not go on its list, which is full or gone", "list", name, "block_id", string(done.Block.ID))
+	}
 	shown, ok, err := s.showAdmitted(ctx, w, &done)
 	if err != nil {
 		return shown, 0, fmt.Errorf("show block %s, which was accepted: %w", done.Block.ID, err)
@@ -134,8 +138,10 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 		e.Fields = []parry.FieldError{{Pointer: "/firewalls", Detail: fmt.Sprintf("%q means no firewall today", ask.selector)}}
 		return parry.Admission{}, e
 	}
-	terms, err := s.o.Policy.Admit(pr, fleet,
-		policy.Ask{Source: ask.match.Source, Selector: ask.selector, TTL: ask.ttl, NoEnd: ask.noEnd, Alert: ask.alert}, now)
+	listed := s.o.Lists.Judge(ask.match.Source)
+	terms, err := s.o.Policy.Admit(pr, fleet, policy.Ask{
+		Source: ask.match.Source, Selector: ask.selector, TTL: ask.ttl, NoEnd: ask.noEnd, Alert: ask.alert, Least: listed.TTL,
+	}, now)
 	if err != nil {
 		if _, protected := s.o.Policy.Overlapping(ask.match.Source, now); protected && parry.KindOf(err) == parry.KindRefused {
 			s.insist.refused(c.Request.Context(), s.o.Logger, &pr.Token, now)
@@ -144,6 +150,10 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 	}
 	if err := s.expressible(scope.firewalls, ask.match); err != nil {
 		return parry.Admission{}, err
+	}
+	put := ask.entry(pr, now)
+	if listed.Instead != "" {
+		return parry.Admission{}, newListedInstead(&listed, ask.match.Source, put)
 	}
 	set := s.o.Settings()
 	return parry.Admission{
@@ -155,6 +165,7 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 		Key: parry.Key{Match: ask.match, Selector: ask.selector}, NoEnd: terms.NoEnd, MaxExpires: terms.MaxExpires,
 		MaxBlocks: set.MaxBlocks, MaxRules: scope.maxRules, RuleScope: scope.selectors, WidenBeyond: set.WidenBeyondMax,
 		Ladder: terms.Ladder, LadderTTL: terms.LadderTTL, EndsGrace: terms.EndsGrace, Promote: terms.Promote,
+		Lists: s.o.Lists.OfBlock(ask.match.Source, put),
 	}, nil
 }
 
@@ -509,7 +520,10 @@ func (s *Server) Explain(c *gin.Context, params api.ExplainParams) {
 		return
 	}
 	live, ended := true, false
-	out := api.Explanation{Address: parry.FormatPrefix(p), Exemptions: []api.Exemption{}, Requests: []api.Evidence{}}
+	out := api.Explanation{Address: parry.FormatPrefix(p), Exemptions: []api.Exemption{}, Lists: []api.ListEntry{}, Requests: []api.Evidence{}}
+	for _, m := range s.o.Lists.On(p) {
+		out.Lists = append(out.Lists, presentEntry(m.Type, m.Entry))
+	}
 	for _, x := range s.o.Policy.AllOverlapping(p, now) {
 		if policy.IsSpecial(x) {
 			out.Special = x.Prefix.String() + ": " + x.Reason

@@ -110,12 +110,13 @@ type field[T any] struct {
 // value is a member's value on its way into a struct.
 type value struct {
 	raw   []byte
+	in    string // pointer to the object that it is a member of
 	name  string // of the member
 	item  string // "/0" in an array
 	wrong *problems
 }
 
-func (v value) pointer() string { return pointerTo(v.name) + v.item }
+func (v value) pointer() string { return v.in + pointerTo(v.name) + v.item }
 
 func (v value) refuse(format string, args ...any) { v.wrong.add(v.pointer(), format, args...) }
 
@@ -140,6 +141,11 @@ func decodeObject[T any](body []byte, to *T, fields []field[T], wrong *problems)
 		wrong.add("", "the body is %s: send a JSON object", kindOf(s.body[s.at:]))
 		return
 	}
+	members(&s, "", to, fields, wrong)
+}
+
+// members reads an object of valid JSON, which begins here; in is the pointer to it.
+func members[T any](s *scanner, in string, to *T, fields []field[T], wrong *problems) {
 	s.at++
 	var seen uint64
 	for s.blanks(); s.body[s.at] != '}'; s.blanks() {
@@ -147,7 +153,7 @@ func decodeObject[T any](body []byte, to *T, fields []field[T], wrong *problems)
 		s.blanks()
 		s.at++ // the colon
 		s.blanks()
-		v := value{raw: s.next(), name: name, wrong: wrong}
+		v := value{raw: s.next(), in: in, name: name, wrong: wrong}
 		s.blanks()
 		if s.body[s.at] == ',' {
 			s.at++
@@ -274,7 +280,7 @@ func (v value) strs() []string {
 	out := []string{}
 	s := scanner{body: v.raw, at: 1}
 	for s.blanks(); s.body[s.at] != ']'; s.blanks() {
-		item := value{raw: s.next(), name: v.name, item: "/" + strconv.Itoa(len(out)), wrong: v.wrong}
+		item := value{raw: s.next(), in: v.in, name: v.name, item: "/" + strconv.Itoa(len(out)), wrong: v.wrong}
 		out = append(out, item.str())
 		s.blanks()
 		if s.body[s.at] == ',' {
@@ -282,6 +288,50 @@ func (v value) strs() []string {
 		}
 	}
 	return out
+}
+
+// objects reads an array of at most so many objects.
+func objects[T any](v value, most int, fields []field[T]) []T {
+	if v.raw[0] != '[' {
+		v.refuse("this is %s: write an array of objects", kindOf(v.raw))
+		return nil
+	}
+	out := []T{}
+	s := scanner{body: v.raw, at: 1}
+	for s.blanks(); s.body[s.at] != ']'; s.blanks() {
+		if len(out) == most {
+			v.refuse("this may be %d items at most", most)
+			return nil
+		}
+		at := v.pointer() + "/" + strconv.Itoa(len(out))
+		out = append(out, *new(T))
+		if raw := s.next(); raw[0] == '{' {
+			members(&scanner{body: raw}, at, &out[len(out)-1], fields, v.wrong)
+		} else {
+			v.wrong.add(at, "this is %s: write an object", kindOf(raw))
+		}
+		s.blanks()
+		if s.body[s.at] == ',' {
+			s.at++
+		}
+	}
+	return out
+}
+
+func (v value) boolean() bool {
+	if v.raw[0] != 't' && v.raw[0] != 'f' {
+		v.refuse("this is %s: write true or false, without quotes", kindOf(v.raw))
+	}
+	return v.raw[0] == 't'
+}
+
+// object reads an object within an object.
+func object[T any](v value, to *T, fields []field[T]) {
+	if v.raw[0] != '{' {
+		v.refuse("this is %s: write an object", kindOf(v.raw))
+		return
+	}
+	members(&scanner{body: v.raw}, v.pointer(), to, fields, v.wrong)
 }
 
 // time reads RFC 3339, strictly.

@@ -19,6 +19,7 @@ import (
 	"github.com/parry/parry/api"
 	"github.com/parry/parry/internal/auth"
 	"github.com/parry/parry/internal/feeds"
+	"github.com/parry/parry/internal/lists"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/policy"
 	"github.com/parry/parry/internal/store"
@@ -32,6 +33,7 @@ type bench struct {
 	policy *policy.Policy
 	auth   *auth.Auth
 	feeds  *feeds.Feeds
+	lists  *lists.Lists
 	tokens map[parry.Role]string
 	log    *logBuffer
 	clock  *clock
@@ -118,8 +120,11 @@ func newBenchOn(t testing.TB, on store.Options, change ...func(*Options)) *bench
 	if b.feeds, err = feeds.New(feeds.Options{Store: b.store, Now: b.clock.now, Logger: logger, Registerer: registry}); err != nil {
 		t.Fatal(err)
 	}
+	if b.lists, err = lists.New(lists.Options{Store: b.store, Now: b.clock.now, Logger: logger, Registerer: registry}); err != nil {
+		t.Fatal(err)
+	}
 	o := Options{
-		Store: b.store, Auth: b.auth, Policy: b.policy, Fleet: func() *parry.Fleet { return testFleet }, Feeds: b.feeds, Registry: registry,
+		Lists: b.lists, Store: b.store, Auth: b.auth, Policy: b.policy, Fleet: func() *parry.Fleet { return testFleet }, Feeds: b.feeds, Registry: registry,
 		Now: b.clock.now, Logger: logger,
 	}
 	for _, f := range change {

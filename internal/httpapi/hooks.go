@@ -53,6 +53,9 @@ func (s *Server) HookWazuh(c *gin.Context, params api.HookWazuhParams) {
 	}
 	a, err := s.admission(c, &ask, now)
 	if err != nil {
+		if !answer.DryRun {
+			err = s.listInstead(c, err)
+		}
 		s.fail(c, repoint(err, verdict.Place))
 		return
 	}

@@ -185,6 +185,7 @@ type metrics struct {
 	denied    *prometheus.CounterVec
 	alerts    *prometheus.CounterVec
 	grace     prometheus.Counter
+	unlisted  *prometheus.CounterVec
 }
 
 func newMetrics(r *prometheus.Registry, s *Server) (*metrics, error) {
@@ -206,9 +207,12 @@ func newMetrics(r *prometheus.Registry, s *Server) (*metrics, error) {
 	m.grace = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "parry_blocks_refused_in_grace_total", Help: "Block requests refused because an operator gave their source grace.",
 	})
+	m.unlisted = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "parry_list_unlisted_total", Help: "Sources of block requests that did not go on their list, which was full or gone.",
+	}, []string{"list"})
 	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "parry_http_waiting_requests", Help: "Requests that wait for a proof."},
 		func() float64 { return float64(s.waiters.Load()) })
-	for _, c := range []prometheus.Collector{m.requests, m.durations, m.denied, m.grace, m.alerts, waiting} {
+	for _, c := range []prometheus.Collector{m.requests, m.durations, m.denied, m.grace, m.alerts, m.unlisted, waiting} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

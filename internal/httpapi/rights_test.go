@@ -58,6 +58,17 @@ var routes = map[string][]parry.Role{
 
 	"GET /api/v1/channels":             atLeast(parry.RoleReader),
 	"POST /api/v1/channels/:name/test": atLeast(parry.RoleOperator),
+	"GET /api/v1/lists":                atLeast(parry.RoleReader),
+	"POST /api/v1/lists":               atLeast(parry.RoleOperator),
+	"GET /api/v1/lists/:name":          atLeast(parry.RoleReader),
+	"DELETE /api/v1/lists/:name":       atLeast(parry.RoleOperator),
+	"GET /api/v1/lists/:name/entries":  atLeast(parry.RoleReader),
+	"POST /api/v1/lists/:name/entries": {parry.RoleTrigger, parry.RoleOperator, parry.RoleApprover, parry.RoleAdmin},
+	"PUT /api/v1/lists/:name/entry":    {parry.RoleTrigger, parry.RoleOperator, parry.RoleApprover, parry.RoleAdmin},
+	"DELETE /api/v1/lists/:name/entry": atLeast(parry.RoleOperator),
+	"GET /api/v1/lists/:name/lookup":   atLeast(parry.RoleReader),
+	"POST /api/v1/lists/:name/lookup":  atLeast(parry.RoleReader),
+	"GET /api/v1/lookup":               atLeast(parry.RoleReader),
 
 	"GET /api/v1/tokens":        atLeast(parry.RoleAdmin),
 	"POST /api/v1/tokens":       atLeast(parry.RoleAdmin),

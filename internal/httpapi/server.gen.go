@@ -95,6 +95,39 @@ type ServerInterface interface {
 	// HookWazuh Take an alert of Wazuh as it is, and block its source
 	// (POST /api/v1/hooks/wazuh)
 	HookWazuh(c *gin.Context, params HookWazuhParams)
+	// ListLists Every active list
+	// (GET /api/v1/lists)
+	ListLists(c *gin.Context)
+	// CreateList Make an active list
+	// (POST /api/v1/lists)
+	CreateList(c *gin.Context)
+	// DeleteList Take an active list away, with all that is on it; none of the configuration
+	// (DELETE /api/v1/lists/{name})
+	DeleteList(c *gin.Context, name ListName)
+	// GetList One active list
+	// (GET /api/v1/lists/{name})
+	GetList(c *gin.Context, name ListName)
+	// ListEntries What stands on a list
+	// (GET /api/v1/lists/{name}/entries)
+	ListEntries(c *gin.Context, name ListName, params ListEntriesParams)
+	// PutEntries Put up to 10,000 entries on a list, all or none
+	// (POST /api/v1/lists/{name}/entries)
+	PutEntries(c *gin.Context, name ListName)
+	// DeleteEntry Take an entry off a list
+	// (DELETE /api/v1/lists/{name}/entry)
+	DeleteEntry(c *gin.Context, name ListName, params DeleteEntryParams)
+	// PutEntry Put one entry on a list, or refresh it
+	// (PUT /api/v1/lists/{name}/entry)
+	PutEntry(c *gin.Context, name ListName)
+	// LookupOnList Whether a key is on a list
+	// (GET /api/v1/lists/{name}/lookup)
+	LookupOnList(c *gin.Context, name ListName, params LookupOnListParams)
+	// LookupManyOnList Which of up to 10,000 keys are on a list
+	// (POST /api/v1/lists/{name}/lookup)
+	LookupManyOnList(c *gin.Context, name ListName)
+	// Lookup Which lists a key is on
+	// (GET /api/v1/lookup)
+	Lookup(c *gin.Context, params LookupParams)
 	// GetOpenAPI This document
 	// (GET /api/v1/openapi.json)
 	GetOpenAPI(c *gin.Context)
@@ -1099,6 +1132,340 @@ func (siw *ServerInterfaceWrapper) HookWazuh(c *gin.Context) {
 	siw.Handler.HookWazuh(c, params)
 }
 
+// ListLists operation middleware
+func (siw *ServerInterfaceWrapper) ListLists(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListLists(c)
+}
+
+// CreateList operation middleware
+func (siw *ServerInterfaceWrapper) CreateList(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CreateList(c)
+}
+
+// DeleteList operation middleware
+func (siw *ServerInterfaceWrapper) DeleteList(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name ListName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteList(c, name)
+}
+
+// GetList operation middleware
+func (siw *ServerInterfaceWrapper) GetList(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name ListName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetList(c, name)
+}
+
+// ListEntries operation middleware
+func (siw *ServerInterfaceWrapper) ListEntries(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name ListName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListEntriesParams
+
+	// ------------- Optional query parameter "within" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "within", c.Request.URL.Query(), &params.Within, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter within: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "origin" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "origin", c.Request.URL.Query(), &params.Origin, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter origin: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "rule_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "rule_id", c.Request.URL.Query(), &params.RuleID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter rule_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "seen_within" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "seen_within", c.Request.URL.Query(), &params.SeenWithin, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter seen_within: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "expires_within" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "expires_within", c.Request.URL.Query(), &params.ExpiresWithin, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter expires_within: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", c.Request.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter limit: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", c.Request.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter cursor: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListEntries(c, name, params)
+}
+
+// PutEntries operation middleware
+func (siw *ServerInterfaceWrapper) PutEntries(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name ListName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.PutEntries(c, name)
+}
+
+// DeleteEntry operation middleware
+func (siw *ServerInterfaceWrapper) DeleteEntry(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name ListName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteEntryParams
+
+	// ------------- Required query parameter "key" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "key", c.Request.URL.Query(), &params.Key, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteEntry(c, name, params)
+}
+
+// PutEntry operation middleware
+func (siw *ServerInterfaceWrapper) PutEntry(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name ListName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.PutEntry(c, name)
+}
+
+// LookupOnList operation middleware
+func (siw *ServerInterfaceWrapper) LookupOnList(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name ListName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params LookupOnListParams
+
+	// ------------- Required query parameter "key" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "key", c.Request.URL.Query(), &params.Key, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.LookupOnList(c, name, params)
+}
+
+// LookupManyOnList operation middleware
+func (siw *ServerInterfaceWrapper) LookupManyOnList(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name ListName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.LookupManyOnList(c, name)
+}
+
+// Lookup operation middleware
+func (siw *ServerInterfaceWrapper) Lookup(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params LookupParams
+
+	// ------------- Required query parameter "key" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "key", c.Request.URL.Query(), &params.Key, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.Lookup(c, params)
+}
+
 // GetOpenAPI operation middleware
 func (siw *ServerInterfaceWrapper) GetOpenAPI(c *gin.Context) {
 
@@ -1408,6 +1775,17 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.DELETE(options.BaseURL+"/api/v1/hold", wrapper.ReleaseAll)
 	router.PUT(options.BaseURL+"/api/v1/hold", wrapper.HoldAll)
 	router.POST(options.BaseURL+"/api/v1/hooks/wazuh", wrapper.HookWazuh)
+	router.GET(options.BaseURL+"/api/v1/lists", wrapper.ListLists)
+	router.POST(options.BaseURL+"/api/v1/lists", wrapper.CreateList)
+	router.DELETE(options.BaseURL+"/api/v1/lists/:name", wrapper.DeleteList)
+	router.GET(options.BaseURL+"/api/v1/lists/:name", wrapper.GetList)
+	router.GET(options.BaseURL+"/api/v1/lists/:name/entries", wrapper.ListEntries)
+	router.POST(options.BaseURL+"/api/v1/lists/:name/entries", wrapper.PutEntries)
+	router.DELETE(options.BaseURL+"/api/v1/lists/:name/entry", wrapper.DeleteEntry)
+	router.PUT(options.BaseURL+"/api/v1/lists/:name/entry", wrapper.PutEntry)
+	router.GET(options.BaseURL+"/api/v1/lists/:name/lookup", wrapper.LookupOnList)
+	router.POST(options.BaseURL+"/api/v1/lists/:name/lookup", wrapper.LookupManyOnList)
+	router.GET(options.BaseURL+"/api/v1/lookup", wrapper.Lookup)
 	router.GET(options.BaseURL+"/api/v1/openapi.json", wrapper.GetOpenAPI)
 	router.GET(options.BaseURL+"/api/v1/runs", wrapper.ListRuns)
 	router.GET(options.BaseURL+"/api/v1/runs/:id", wrapper.GetRun)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/parry/parry/internal/auth"
 	"github.com/parry/parry/internal/hooks"
+	"github.com/parry/parry/internal/lists"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/policy"
 )
@@ -83,11 +84,12 @@ type Check struct {
 	Func     func(ctx context.Context) error
 }
 
-// Options of [New]. Store, Auth, Policy, Fleet, Feeds and Registry are required.
+// Options of [New]. Store, Auth, Policy, Lists, Fleet, Feeds and Registry are required.
 type Options struct {
 	Store    Store
 	Auth     *auth.Auth
 	Policy   *policy.Policy
+	Lists    *lists.Lists
 	Fleet    func() *parry.Fleet // a new pointer after each change
 	Feeds    Feeds
 	Registry *prometheus.Registry
@@ -132,6 +134,8 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("httpapi: Options.Auth is missing")
 	case o.Policy == nil:
 		return nil, errors.New("httpapi: Options.Policy is missing")
+	case o.Lists == nil:
+		return nil, errors.New("httpapi: Options.Lists is missing")
 	case o.Fleet == nil:
 		return nil, errors.New("httpapi: Options.Fleet is missing")
 	case o.Feeds == nil:

@@ -220,6 +220,15 @@ func (l *Lists) Get(name string) (Info, error) {
 	return l.info(x), nil
 }
 
+// Definition finds a list, without counting what is on it; KindNotFound if there is none.
+func (l *Lists) Definition(name string) (parry.List, error) {
+	x, err := l.index(name)
+	if err != nil {
+		return parry.List{}, err
+	}
+	return x.definition(), nil
+}
+
 // Create makes a list of the API.
 func (l *Lists) Create(ctx context.Context, list parry.List) (Info, error) {
 	list, err := l.o.Store.CreateList(ctx, list)

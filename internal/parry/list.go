@@ -1,6 +1,10 @@
 package parry
 
-import "time"
+import (
+	"fmt"
+	"slices"
+	"time"
+)
 
 // ListType is what the keys of a list are. Package lists reads and canonicalises them.
 type ListType string
@@ -54,6 +58,48 @@ type List struct {
 	Source     ListSource
 	CreatedBy  string // token name; empty for a configured one
 	CreatedAt  time.Time
+}
+
+// What a list is when nothing else is said, and bounds.
+const (
+	DefaultListTTL      = 24 * time.Hour
+	DefaultListMaxTTL   = 30 * 24 * time.Hour
+	DefaultListCapacity = 100_000
+	MaxListCapacity     = 1_000_000
+	DefaultHitEvery     = time.Minute
+)
+
+// Problems tells what is wrong with a list's settings; pointers are their names, as the API and the configuration write them.
+func (l *List) Problems() (wrong []FieldError) {
+	add := func(name, format string, args ...any) {
+		wrong = append(wrong, FieldError{name, fmt.Sprintf(format, args...)})
+	}
+	if !slices.Contains(ListTypes, l.Type) {
+		add("type", "%q is not known; write ip, cidr, user, domain or asn", l.Type)
+	}
+	if !slices.Contains(Refreshes, l.Refresh) {
+		add("refresh", "%q is not known; write last-seen, first-seen or never-shorten", l.Refresh)
+	}
+	switch {
+	case l.TTL < 0 || l.TTL > maxTTL:
+		add("ttl", "write a duration of up to 100 years")
+	case l.MaxTTL < 0 || l.MaxTTL > maxTTL:
+		add("max_ttl", "write a duration of up to 100 years")
+	case l.MaxTTL > 0 && l.TTL == 0:
+		add("ttl", "without end is beyond max_ttl (%s)", FormatTTL(l.MaxTTL))
+	case l.MaxTTL > 0 && l.TTL > l.MaxTTL:
+		add("ttl", "%s is longer than max_ttl (%s)", FormatTTL(l.TTL), FormatTTL(l.MaxTTL))
+	}
+	if l.Capacity < 1 || l.Capacity > MaxListCapacity {
+		add("capacity", "%d is out of bounds; write 1 to %d", l.Capacity, MaxListCapacity)
+	}
+	if l.Subdomains && l.Type != ListDomain {
+		add("subdomains", "this is for lists of the type domain")
+	}
+	if l.OnHit.Every < 0 || l.OnHit.Every > maxTTL {
+		add("on_hit/every", "write a duration, such as 1m")
+	}
+	return wrong
 }
 
 // OnHit is what a lookup that finds an entry causes.

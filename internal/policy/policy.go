@@ -61,7 +61,8 @@ type Ask struct {
 	Selector parry.Selector
 	TTL      time.Duration // 0: the default
 	NoEnd    bool
-	Alert    bool // a SIEM's alert asks by itself: it is no operator's word, whoever's token brings it
+	Alert    bool          // a SIEM's alert asks by itself: it is no operator's word, whoever's token brings it
+	Least    time.Duration // what an active list makes of it: a shorter TTL becomes so long, within the caps; an operator's own TTL stands
 }
 
 // operators tells whether the ask is an operator's word.
@@ -196,5 +197,9 @@ func (l *Limits) lifetime(pr *parry.Principal, ask Ask, now time.Time) (Terms, *
 		return Terms{}, &parry.FieldError{Pointer: "/ttl",
 			Detail: fmt.Sprintf("%s is beyond %s, the longest that %s allows", parry.FormatTTL(ask.TTL), parry.FormatTTL(longest), whose)}
 	}
-	return Terms{TTL: cmp.Or(ask.TTL, min(l.DefaultTTL, longest)), MaxExpires: now.Add(longest)}, nil
+	ttl := cmp.Or(ask.TTL, min(l.DefaultTTL, longest))
+	if ask.TTL == 0 || !ask.operators(pr) {
+		ttl = max(ttl, min(ask.Least, longest))
+	}
+	return Terms{TTL: ttl, MaxExpires: now.Add(longest)}, nil
 }
