@@ -3,6 +3,7 @@ package feeds
 import (
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"regexp"
 	"strings"
@@ -270,8 +271,8 @@ func TestQuery_refusesWhatMakesNoSense(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, err := c.q.normal(c.typ)
-			e, ok := err.(*parry.Error)
-			if !ok || e.Kind != parry.KindInvalid || len(e.Fields) != 1 || e.Fields[0].Pointer != c.param || !strings.Contains(e.Fields[0].Detail, c.says) {
+			var e *parry.Error
+			if !errors.As(err, &e) || e.Kind != parry.KindInvalid || len(e.Fields) != 1 || e.Fields[0].Pointer != c.param || !strings.Contains(e.Fields[0].Detail, c.says) {
 				t.Errorf("got %+v", err)
 			}
 		})

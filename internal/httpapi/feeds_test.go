@@ -191,7 +191,7 @@ func TestFeed_outlivesTheDatabaseForAWhile(t *testing.T) {
 	b := newBench(t, func(o *Options) { o.Logger = slog.New(slog.DiscardHandler) })
 	into[map[string]any](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7"}`), 201)
 	b.refreshFeeds()
-	if r := b.do(parry.RoleFeed, "GET", "/api/v1/feeds/blocks", ""); r.StatusCode != 200 {
+	if r := b.do(parry.RoleFeed, "GET", "/api/v1/feeds/blocks", ""); r.StatusCode != http.StatusOK {
 		t.Fatal(r.body)
 	}
 	if err := b.store.Close(); err != nil {
@@ -201,7 +201,7 @@ func TestFeed_outlivesTheDatabaseForAWhile(t *testing.T) {
 	if err := b.feeds.Refresh(t.Context()); err == nil {
 		t.Fatal("a closed database can be read")
 	}
-	if r := b.do(parry.RoleFeed, "GET", "/api/v1/feeds/blocks", ""); r.StatusCode != 200 || !strings.Contains(r.body, "203.0.113.7") {
+	if r := b.do(parry.RoleFeed, "GET", "/api/v1/feeds/blocks", ""); r.StatusCode != http.StatusOK || !strings.Contains(r.body, "203.0.113.7") {
 		t.Errorf("an hour later: %d %s", r.StatusCode, r.body)
 	}
 	if r := b.do(parry.RoleReader, "GET", "/api/v1/blocks", ""); r.StatusCode < 500 {
