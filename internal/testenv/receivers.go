@@ -29,6 +29,7 @@ type Receiver struct {
 	take   func(r *http.Request, body []byte) (status int, answer any)
 
 	mu     sync.Mutex
+	slow   time.Duration
 	fault  string
 	times  int
 	tries  int
@@ -75,6 +76,29 @@ func (r *Receiver) Fault(kind string, times int) {
 	defer r.mu.Unlock()
 	if r.fault, r.times = kind, times; kind == "off" {
 		r.fault = ""
+	}
+}
+
+// Slow makes each request take so long, half of it before what was sent is taken: a client that has gone by then is not heard.
+func (r *Receiver) Slow(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slow = d
+}
+
+// pause waits; false when the client has gone meanwhile.
+func (r *Receiver) pause(req *http.Request) bool {
+	r.mu.Lock()
+	d := r.slow / 2
+	r.mu.Unlock()
+	if d == 0 {
+		return true
+	}
+	select {
+	case <-time.After(d):
+		return true
+	case <-req.Context().Done():
+		return false
 	}
 }
 
@@ -164,6 +188,9 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case "refuse":
 		panic(http.ErrAbortHandler)
 	}
+	if !r.pause(req) {
+		return
+	}
 	status, what := r.take(req, body)
 	if status < 300 && req.Method == http.MethodPost && !strings.HasSuffix(req.URL.Path, "/getChat") {
 		r.mu.Lock()
@@ -176,6 +203,7 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.wrong = append(r.wrong, fmt.Sprintf("%d %v: %s", status, what, body))
 		r.mu.Unlock()
 	}
+	r.pause(req)
 	switch fault {
 	case "taken":
 		hang()
