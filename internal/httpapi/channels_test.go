@@ -38,8 +38,8 @@ func TestChannels_listAndTest(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, func(o *Options) { o.Channels = someChannels{} })
 	get := func(role parry.Role, method, path string) (int, string) {
-		r := b.as(role, method, path, "")
-		return r.Code, r.Body.String()
+		r := b.do(role, method, path, "")
+		return r.StatusCode, r.body
 	}
 	if code, body := get(parry.RoleReader, http.MethodGet, "/api/v1/channels"); code != http.StatusOK ||
 		!strings.Contains(body, `"events":["firewall.failed"]`) || !strings.Contains(body, `"min_severity":"warning"`) ||
@@ -60,10 +60,7 @@ func TestChannels_listAndTest(t *testing.T) {
 	if code, _ := get(parry.RoleReader, http.MethodPost, "/api/v1/channels/chat/test"); code != http.StatusForbidden {
 		t.Errorf("a reader tests: %d", code)
 	}
-	if code, body := func() (int, string) {
-		r := newBench(t, nil).as(parry.RoleReader, http.MethodGet, "/api/v1/channels", "")
-		return r.Code, r.Body.String()
-	}(); code != http.StatusOK || strings.TrimSpace(body) != `{"items":[]}` {
-		t.Errorf("without channels: %d %s", code, body)
+	if r := newBench(t).do(parry.RoleReader, http.MethodGet, "/api/v1/channels", ""); strings.TrimSpace(r.body) != `{"items":[]}` {
+		t.Errorf("without channels: %s", r.body)
 	}
 }
