@@ -38,7 +38,10 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 	}
 	a, err := s.admission(c, &ask, now)
 	if err != nil {
-		s.fail(c, s.listInstead(c, err))
+		if !orZero(params.DryRun) {
+			err = s.listInstead(c, err)
+		}
+		s.fail(c, err)
 		return
 	}
 	if a.Idempotency, err = idempotency(c, pr, params.IdempotencyKey, body); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/parry/parry/api"
 	"github.com/parry/parry/internal/hooks"
+	"github.com/parry/parry/internal/lists"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -242,6 +243,37 @@ func TestHookWazuh_dryRunForeseesTheLadderAndGrace(t *testing.T) {
 	}
 	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks?dry_run=true", `{"source":"203.0.113.7"}`); r.StatusCode != http.StatusUnprocessableEntity {
 		t.Errorf("a block request in grace: %d %s", r.StatusCode, r.body)
+	}
+}
+
+// Where a list says that its sources are only watched, a dry run does not even do that.
+func TestHookWazuh_putsAListedSourceOnAnotherListInstead(t *testing.T) {
+	t.Parallel()
+	b, ctx := newBench(t), context.Background()
+	list := func(name string) parry.List {
+		return parry.List{Name: name, Type: parry.ListIP, TTL: day, MaxTTL: 30 * day, Refresh: parry.RefreshLastSeen, Capacity: 100}
+	}
+	if err := b.lists.Configure(ctx, []lists.Configured{{List: list("partners"), Blocks: lists.Policy{Instead: "watch"}}, {List: list("watch")}}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.lists.Put(ctx, "partners", []parry.ListPut{{Key: "203.0.113.7", SeenAt: b.clock.now()}}); err != nil {
+		t.Fatal(err)
+	}
+	watched := func() bool {
+		_, _, found, err := b.lists.Lookup("watch", "203.0.113.7", "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	alert := `{"data":{"srcip":"203.0.113.7"}}`
+	for _, c := range []struct {
+		path, body string
+		watched    bool
+	}{{wazuhHook + "?dry_run=true", alert, false}, {"/api/v1/blocks?dry_run=true", `{"source":"203.0.113.7"}`, false}, {wazuhHook, alert, true}} {
+		if r := b.do(parry.RoleTrigger, "POST", c.path, c.body); r.StatusCode != http.StatusUnprocessableEntity || !strings.Contains(r.body, "watch") || watched() != c.watched {
+			t.Errorf("POST %s: %d %s, watched %v", c.path, r.StatusCode, r.body, watched())
+		}
 	}
 }
 
