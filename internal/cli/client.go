@@ -87,6 +87,11 @@ func first(values ...string) string {
 
 // client connects to the service; wait is added to its patience.
 func (s *shell) client(wait time.Duration) (*api.ClientWithResponses, error) {
+	return s.clientOver(wait, func(t http.RoundTripper) http.RoundTripper { return t })
+}
+
+// clientOver is client with something of its own around the connections.
+func (s *shell) clientOver(wait time.Duration, around func(http.RoundTripper) http.RoundTripper) (*api.ClientWithResponses, error) {
 	file, err := s.clientFile()
 	if err != nil {
 		return nil, fail(ExitUsage, "read the client's configuration: %v", err)
@@ -95,8 +100,8 @@ func (s *shell) client(wait time.Duration) (*api.ClientWithResponses, error) {
 	if s.connect.socket != "" && s.connect.server == "" {
 		server = ""
 	}
-	transport := &http.Transport{TLSHandshakeTimeout: 10 * time.Second}
-	hc := &http.Client{Transport: transport, Timeout: s.connect.timeout + wait}
+	transport := &http.Transport{TLSHandshakeTimeout: 10 * time.Second, MaxIdleConnsPerHost: importers}
+	hc := &http.Client{Transport: around(transport), Timeout: s.connect.timeout + wait}
 	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	if server == "" {
 		socket := first(s.connect.socket, s.get("PARRY_SOCKET"), file.Socket, config.Socket(s.configPath()), config.DefaultSocket)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,6 +23,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/parry/parry/internal/cli"
+	"github.com/parry/parry/internal/portable"
 	"github.com/parry/parry/internal/testenv"
 )
 
@@ -77,8 +81,46 @@ func TestScripts(t *testing.T) {
 			"width":   width,
 			"logged":  logged,
 			"signal":  signalService,
+			"restart": restartEmpty,
+			"same":    sameBlocks,
 		},
 	})
+}
+
+// restart ends the service, and begins it anew with an empty state.
+func restartEmpty(ts *testscript.TestScript, _ bool, _ []string) {
+	signalService(ts, false, []string{"TERM"})
+	lock := filepath.Join(ts.Getenv("SITE"), "parry.sock")
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(lock); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("the service does not end")
+		}
+	}
+	ts.Check(os.RemoveAll(filepath.Join(ts.Getenv("SITE"), "state")))
+}
+
+// same FILE FILE wants two exports to hold the same live blocks, to the microsecond of their ends.
+func sameBlocks(ts *testscript.TestScript, _ bool, args []string) {
+	read := func(name string) (out []string) {
+		r, err := portable.NewReader(strings.NewReader(ts.ReadFile(name)), portable.Blocks)
+		ts.Check(err)
+		for {
+			b, _, err := r.Next()
+			if errors.Is(err, io.EOF) {
+				slices.Sort(out)
+				return out
+			}
+			ts.Check(err)
+			b.ID, b.CreatedAt, b.CreatedBy, b.ExportedAt = "", time.Time{}, "", time.Time{}
+			out = append(out, fmt.Sprintf("%+q %v", fmt.Sprintf("%+v", b), b.ExpiresAt.UnixMicro()))
+		}
+	}
+	if a, b := read(args[0]), read(args[1]); !slices.Equal(a, b) || len(a) == 0 {
+		ts.Fatalf("they differ:\n%s\n\n%s", strings.Join(a, "\n"), strings.Join(b, "\n"))
+	}
 }
 
 // code N COMMAND... wants that exit code.

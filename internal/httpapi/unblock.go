@@ -3,6 +3,7 @@ package httpapi
 import (
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/gin-gonic/gin"
 
@@ -32,6 +33,7 @@ func (s *Server) DeleteBlocks(c *gin.Context, params api.DeleteBlocksParams) {
 		}
 		f.CreatedBy = pr.Token.Name
 	}
+	_ = http.NewResponseController(c.Writer).SetWriteDeadline(time.Now().Add(2 * time.Minute)) // 100,000 take a while; where it cannot be set, the server's holds
 	fleet := s.o.Fleet()
 	ended, err := s.o.Store.EndBlocks(c.Request.Context(), f, func(k *parry.Key) bool {
 		return match(k) && policy.MayName(pr, fleet, k.Selector) == nil
