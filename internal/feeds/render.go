@@ -103,7 +103,7 @@ func aggregate(in []Entry) []Entry {
 		for n := len(out); n > 1; n = len(out) {
 			a, b := &out[n-2], &out[n-1]
 			whole := parent(a.Prefix)
-			if a.Prefix.Bits() != b.Prefix.Bits() || whole != parent(b.Prefix) || !whole.IsValid() {
+			if !whole.IsValid() || whole != parent(b.Prefix) {
 				break
 			}
 			a.Prefix = whole
