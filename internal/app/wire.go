@@ -95,7 +95,16 @@ func newLists(ctx context.Context, a *App, cfg *config.Config) (*lists.Lists, er
 
 func newFeeds(a *App) (*feeds.Feeds, error) {
 	return feeds.New(feeds.Options{
-		Store:      a.store,
+		Store: a.store,
+		Lists: func() []feeds.List {
+			var out []feeds.List
+			for _, l := range a.lists.All() {
+				if s, err := a.lists.Snapshot(l.Name); err == nil { // else it was deleted this moment
+					out = append(out, feeds.List{List: s.List, Entries: s.Entries, Version: s.Version, At: s.At})
+				}
+			}
+			return out
+		},
 		MaxAge:     func() time.Duration { return a.config().Feeds.MaxAge.D() },
 		StaleAfter: func() time.Duration { return a.config().Feeds.StaleAfter.D() },
 		Now:        a.o.Now, Logger: a.log, Registerer: a.registry,

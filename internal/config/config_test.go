@@ -163,6 +163,7 @@ func TestLoad_faultsNameLineKeyAndMend(t *testing.T) {
 		"ladder":           {"escalation:\n  ladder: [4h, 1h]\n", `parry.yaml:2: escalation.ladder\[1\]: 1h is shorter than the rung before \(4h\)`},
 		"promote one":      {"escalation:\n  promote: {sources: 1}\n", `parry.yaml:2: escalation.promote.sources: 1 is out of bounds`},
 		"promote wide":     {"escalation:\n  promote: {sources: 5, v4: 16}\n", `escalation.promote.v4: 16 is out of bounds; write 24 to 31`},
+		"list of blocks":   {"lists:\n- {name: blocks, type: ip}\n", `parry.yaml:2: lists\[0\].name: "blocks" is the feed of the live blocks`},
 		"feed's age":       {"feeds:\n  max_age: 100ms\n", `parry.yaml:2: feeds.max_age: 100ms is out of bounds; write 1s to 1h`},
 		"secret twice":     {"database:\n  driver: postgres\n  dsn: a\n  dsn_file: b\n", `database.dsn: set this or database.dsn_file, not both`},
 	} {

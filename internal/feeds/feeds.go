@@ -32,7 +32,7 @@ type Store interface {
 // Options of [New]. Store and Registerer are required.
 type Options struct {
 	Store      Store
-	Lists      func() []List        // the active lists; quick. One named "blocks" has no feed. nil: none
+	Lists      func() []List        // the active lists; quick; nil: none
 	MaxAge     func() time.Duration // how old a snapshot may be, and so how late a feed tells; 5 s, 1 s at least
 	StaleAfter func() time.Duration // how long the last snapshot is served while the database cannot be read; 24 h
 	CacheBytes int                  // of rendered feeds; 64 MiB
@@ -141,7 +141,7 @@ func (f *Feeds) Refresh(ctx context.Context) error {
 		fresh[Blocks] = s.as(f.standing.rev)
 	}
 	for _, l := range f.o.Lists() {
-		if l.Name != Blocks {
+		if l.Name != Blocks { // which no list may be called
 			fresh[l.Name] = f.nextList(old[l.Name], &l, began)
 		}
 	}

@@ -44,7 +44,7 @@ func (f Format) ContentType() string {
 func (f Format) cdb() bool { return f == CDBWazuh || f == CDBOSSEC }
 
 // Blocks is the name of the feed of live blocks.
-const Blocks = "blocks"
+const Blocks = parry.FeedOfBlocks
 
 // Scope says which blocks the feed of blocks holds.
 type Scope string

@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// FeedOfBlocks names the feed of the live blocks; the others have the names of their lists.
+const FeedOfBlocks = "blocks"
+
 // FeedReaderKey is one who fetches a feed in a form.
 type FeedReaderKey struct {
 	TokenID TokenID

@@ -74,6 +74,9 @@ func (l *List) Problems() (wrong []FieldError) {
 	add := func(name, format string, args ...any) {
 		wrong = append(wrong, FieldError{name, fmt.Sprintf(format, args...)})
 	}
+	if l.Name == FeedOfBlocks {
+		add("name", "%q is the feed of the live blocks; take another", l.Name)
+	}
 	if !slices.Contains(ListTypes, l.Type) {
 		add("type", "%q is not known; write ip, cidr, user, domain or asn", l.Type)
 	}
