@@ -1166,7 +1166,7 @@ type ListEntry struct {
 
 // ListEntryBatch defines model for ListEntryBatch.
 type ListEntryBatch struct {
-	Entries []ListEntryPut `json:"entries" validate:"required,max=10000,dive"`
+	Entries []ListEntryPut `json:"entries" validate:"required,min=1,max=10000,dive"`
 }
 
 // ListEntryPage defines model for ListEntryPage.
@@ -1203,7 +1203,7 @@ type ListEntryPut struct {
 
 // ListKeys defines model for ListKeys.
 type ListKeys struct {
-	Keys []string `json:"keys" validate:"required,max=10000,dive,required,max=1024"`
+	Keys []string `json:"keys" validate:"required,min=1,max=10000,dive,required,max=1024"`
 }
 
 // ListLookup defines model for ListLookup.

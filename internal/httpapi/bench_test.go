@@ -169,34 +169,39 @@ func (l *benchListener) lean() benchClient {
 		if _, err := conn.Write(out); err != nil {
 			return 0, err
 		}
+		return readStatus(in)
+	}
+}
+
+// readStatus reads one answer and drops its body.
+func readStatus(in *bufio.Reader) (status int, err error) {
+	line, err := in.ReadSlice('\n')
+	if err != nil || len(line) < len("HTTP/1.1 201") {
+		return 0, fmt.Errorf("status line %q: %w", line, err)
+	}
+	if status, err = strconv.Atoi(string(line[9:12])); err != nil {
+		return 0, err
+	}
+	length := -1
+	for {
 		line, err := in.ReadSlice('\n')
-		if err != nil || len(line) < len("HTTP/1.1 201") {
-			return 0, fmt.Errorf("status line %q: %w", line, err)
+		if err != nil {
+			return status, err
 		}
-		if status, err = strconv.Atoi(string(line[9:12])); err != nil {
-			return 0, err
+		if line = bytes.TrimRight(line, "\r\n"); len(line) == 0 {
+			break
 		}
-		length := -1
-		for {
-			line, err := in.ReadSlice('\n')
-			if err != nil {
+		if v, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
+			if length, err = strconv.Atoi(string(v)); err != nil {
 				return status, err
 			}
-			if line = bytes.TrimRight(line, "\r\n"); len(line) == 0 {
-				break
-			}
-			if v, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
-				if length, err = strconv.Atoi(string(v)); err != nil {
-					return status, err
-				}
-			}
 		}
-		if length < 0 {
-			return status, errors.New("the answer has no Content-Length")
-		}
-		_, err = in.Discard(length)
-		return status, err
 	}
+	if length < 0 {
+		return status, errors.New("the answer has no Content-Length")
+	}
+	_, err = in.Discard(length)
+	return status, err
 }
 
 // http2 is a client that shares the listener's one connection.

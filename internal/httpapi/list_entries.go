@@ -134,7 +134,7 @@ func (s *Server) PutEntries(c *gin.Context, name string) {
 	var req api.ListEntryBatch
 	var wrong problems
 	decodeObject(body, &req, batchFields, &wrong)
-	if len(wrong) == 0 {
+	if len(body) > 0 {
 		s.check(&req, &wrong)
 	}
 	done, _, _, err := s.putEntries(c, name, req.Entries, func(i int) string { return at("/entries", i) }, wrong)
@@ -183,9 +183,9 @@ func (s *Server) putEntries(c *gin.Context, name string, entries []api.ListEntry
 	for i := range entries {
 		e, p := &entries[i], &puts[i]
 		*p = parry.ListPut{SeenAt: e.SeenAt, Comment: e.Comment, AlertID: e.AlertID, RuleID: e.RuleID, Origin: e.Origin, By: by}
-		if at := pointer(i) + "/key"; len(wrong) < maxProblems && !wrong.at(at) {
+		if len(wrong) == 0 || !wrong.at(pointer(i)) {
 			if p.Key, err = lists.Canonical(l.Type, e.Key); err != nil {
-				wrong.add(at, "%s", err)
+				wrong.add(pointer(i)+"/key", "%s", err)
 			}
 		}
 		if e.TTL != "" {
