@@ -11,7 +11,7 @@ import (
 
 func (s *shell) export() *cobra.Command {
 	c := &cobra.Command{
-		Use: "export", Short: "Write blocks or exemptions out, for parry import", Args: cobra.NoArgs,
+		Use: "export", Short: "Write blocks, exemptions or lists out, for parry import", Args: cobra.NoArgs,
 		Long: `Write what stands here as JSON lines, or as CSV for a spreadsheet, to standard
 output. parry import reads both.`,
 		Example: `  parry export blocks >blocks.json
@@ -19,7 +19,7 @@ output. parry import reads both.`,
   parry export exemptions >exemptions.json`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(s.exportBlocks(), s.exportExemptions())
+	c.AddCommand(s.exportBlocks(), s.exportExemptions(), s.exportLists())
 	return c
 }
 

@@ -83,7 +83,7 @@ imported before changes nothing, so an import that was cut off is run again.`,
   parry export blocks | ssh other parry import blocks -`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(s.importBlocks(), s.importExemptions())
+	c.AddCommand(s.importBlocks(), s.importExemptions(), s.importLists())
 	return c
 }
 
@@ -112,14 +112,14 @@ ttl is how long, none is without end.`,
 			if o.again {
 				run = rand.Text()
 			}
-			return importFrom(s, c, args[0], portable.Blocks, importers, o.dry, func(b *portable.Block) string { return b.Source },
+			return importFrom(s, c, args[0], portable.Blocks, importers, 1, o.dry, one(func(b *portable.Block) string { return b.Source },
 				func(ctx context.Context, b *portable.Block) (outcome, error) {
 					req, over := o.request(b, s.Now())
 					if over {
 						return rowOver, nil
 					}
 					return importBlock(ctx, cl, &req, run, o.dry)
-				})
+				}))
 		},
 	}
 	f := c.Flags()
@@ -211,10 +211,10 @@ and reason.`,
 					have[x.Prefix] = x.ExpiresAt
 				}
 			}
-			return importFrom(s, c, args[0], portable.Exemptions, 1, dry, func(x *portable.Exemption) string { return x.Prefix },
+			return importFrom(s, c, args[0], portable.Exemptions, 1, 1, dry, one(func(x *portable.Exemption) string { return x.Prefix },
 				func(ctx context.Context, x *portable.Exemption) (outcome, error) {
 					return importExemption(ctx, cl, x, have, s.Now(), dry)
-				})
+				}))
 		},
 	}
 	c.Flags().BoolVar(&dry, "dry-run", false, "only tell what would be added")
@@ -274,9 +274,26 @@ func answered[R reply](r R, err error) (R, error) {
 	return r, &rowError{strings.ReplaceAll(err.Error(), "\n", "; ")}
 }
 
-// importFrom sends every row of a file, so many at once, and reports.
-func importFrom[R any](s *shell, c *cobra.Command, name string, t *portable.Table[R], workers int, dry bool, what func(*R) string,
-	send func(context.Context, *R) (outcome, error)) error {
+// sender carries out some rows and reports each.
+type sender[R any] func(ctx context.Context, rows []numbered[R], tell func(line int, what string, got outcome, err error)) error
+
+// one is a sender that takes each row by itself. what names a row to people.
+func one[R any](what func(*R) string, send func(context.Context, *R) (outcome, error)) sender[R] {
+	return func(ctx context.Context, rows []numbered[R], tell func(int, string, outcome, error)) error {
+		for i := range rows {
+			got, err := send(ctx, &rows[i].row)
+			var refused *rowError
+			if err != nil && !errors.As(err, &refused) {
+				return err
+			}
+			tell(rows[i].line, what(&rows[i].row), got, err)
+		}
+		return nil
+	}
+}
+
+// importFrom sends every row of a file, in batches of which so many are on their way at once, and reports.
+func importFrom[R any](s *shell, c *cobra.Command, name string, t *portable.Table[R], workers, batch int, dry bool, send sender[R]) error {
 	in := s.In
 	if name != "-" {
 		f, err := os.Open(name)
@@ -290,7 +307,7 @@ func importFrom[R any](s *shell, c *cobra.Command, name string, t *portable.Tabl
 	if err != nil {
 		return fail(ExitUsage, "%s: %v", name, err)
 	}
-	i := &importer[R]{report: importReport{DryRun: dry, Problems: []rowProblem{}}, what: what, send: send}
+	i := &importer[R]{report: importReport{DryRun: dry, Problems: []rowProblem{}}, send: send, batch: batch}
 	start := s.Now()
 	stopped := i.run(c.Context(), rows, workers)
 	i.report.Took = s.Now().Sub(start)
@@ -313,8 +330,8 @@ func importFrom[R any](s *shell, c *cobra.Command, name string, t *portable.Tabl
 
 // importer is one import on its way.
 type importer[R any] struct {
-	what func(*R) string
-	send func(context.Context, *R) (outcome, error)
+	send  sender[R]
+	batch int
 
 	mu     sync.Mutex
 	report importReport
@@ -328,42 +345,53 @@ type numbered[R any] struct {
 // run sends the rows until the end, or until an error that is not about one row.
 func (i *importer[R]) run(ctx context.Context, rows *portable.Reader[R], workers int) error {
 	g, ctx := errgroup.WithContext(ctx)
-	next := make(chan numbered[R])
+	batches := make(chan []numbered[R])
 	g.Go(func() error {
-		defer close(next)
-		for {
-			row, line, err := rows.Next()
-			var bad *portable.RowError
-			switch {
-			case errors.Is(err, io.EOF):
-				return nil
-			case errors.As(err, &bad):
-				i.count(line, "", rowRefused, err)
-				continue
-			case err != nil:
-				return fmt.Errorf("line %d: %w", line, err)
-			}
-			select {
-			case next <- numbered[R]{row, line}:
-			case <-ctx.Done():
-				return nil
-			}
-		}
+		defer close(batches)
+		return i.read(ctx, rows, batches)
 	})
 	for range workers {
 		g.Go(func() error {
-			for n := range next {
-				got, err := i.send(ctx, &n.row)
-				var row *rowError
-				if err != nil && !errors.As(err, &row) {
+			for b := range batches {
+				if err := i.send(ctx, b, i.count); err != nil {
 					return err
 				}
-				i.count(n.line, i.what(&n.row), got, err)
 			}
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+func (i *importer[R]) read(ctx context.Context, rows *portable.Reader[R], batches chan<- []numbered[R]) error {
+	var b []numbered[R]
+	flush := func() {
+		if len(b) > 0 {
+			select {
+			case batches <- b:
+			case <-ctx.Done():
+			}
+			b = nil
+		}
+	}
+	defer flush()
+	for ctx.Err() == nil {
+		row, line, err := rows.Next()
+		var bad *portable.RowError
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.As(err, &bad):
+			i.count(line, "", rowRefused, err)
+			continue
+		case err != nil:
+			return fmt.Errorf("line %d: %w", line, err)
+		}
+		if b = append(b, numbered[R]{row, line}); len(b) >= i.batch {
+			flush()
+		}
+	}
+	return nil
 }
 
 func (i *importer[R]) count(line int, what string, got outcome, err error) {

@@ -83,6 +83,8 @@ func TestScripts(t *testing.T) {
 			"signal":  signalService,
 			"restart": restartEmpty,
 			"same":    sameBlocks,
+
+			"samelists": sameLists,
 		},
 	})
 }
@@ -104,21 +106,35 @@ func restartEmpty(ts *testscript.TestScript, _ bool, _ []string) {
 
 // same FILE FILE wants two exports to hold the same live blocks, to the microsecond of their ends.
 func sameBlocks(ts *testscript.TestScript, _ bool, args []string) {
+	same(ts, args, portable.Blocks, func(b *portable.Block) string {
+		b.ID, b.CreatedAt, b.CreatedBy, b.ExportedAt = "", time.Time{}, "", time.Time{}
+		return fmt.Sprintf("%+q %v", fmt.Sprintf("%+v", *b), b.ExpiresAt.UnixMicro())
+	})
+}
+
+// samelists FILE FILE does so for lists and their entries, whose last sight may come out up to a second earlier.
+func sameLists(ts *testscript.TestScript, _ bool, args []string) {
+	same(ts, args, portable.Entries, func(e *portable.Entry) string {
+		e.LastSeen, e.FirstSeen, e.ExportedAt, e.Count, e.PutBy = time.Time{}, time.Time{}, time.Time{}, 0, ""
+		return fmt.Sprintf("%+q %v", fmt.Sprintf("%+v", *e), e.ExpiresAt.UnixMicro())
+	})
+}
+
+func same[R any](ts *testscript.TestScript, files []string, t *portable.Table[R], text func(*R) string) {
 	read := func(name string) (out []string) {
-		r, err := portable.NewReader(strings.NewReader(ts.ReadFile(name)), portable.Blocks)
+		r, err := portable.NewReader(strings.NewReader(ts.ReadFile(name)), t)
 		ts.Check(err)
 		for {
-			b, _, err := r.Next()
+			row, _, err := r.Next()
 			if errors.Is(err, io.EOF) {
 				slices.Sort(out)
 				return out
 			}
 			ts.Check(err)
-			b.ID, b.CreatedAt, b.CreatedBy, b.ExportedAt = "", time.Time{}, "", time.Time{}
-			out = append(out, fmt.Sprintf("%+q %v", fmt.Sprintf("%+v", b), b.ExpiresAt.UnixMicro()))
+			out = append(out, text(&row))
 		}
 	}
-	if a, b := read(args[0]), read(args[1]); !slices.Equal(a, b) || len(a) == 0 {
+	if a, b := read(files[0]), read(files[1]); !slices.Equal(a, b) || len(a) == 0 {
 		ts.Fatalf("they differ:\n%s\n\n%s", strings.Join(a, "\n"), strings.Join(b, "\n"))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,27 @@ func TestFormats_giveEveryTextBackExactly(t *testing.T) {
 	})
 }
 
+func TestEntries_comeBackExactly(t *testing.T) {
+	t.Parallel()
+	rows := []Entry{
+		{List: "bad", Type: "domain", TTL: "24h", MaxTTL: "none", Refresh: "first-seen", Capacity: 1000, Subdomains: true, HitSyslog: true, HitEvery: "1m"},
+		{List: "bad", Type: "domain", Key: "example.org", ExpiresAt: noon, LastSeen: noon.Add(-time.Hour), Comment: "=1+1", Origin: "a, b", Count: 7},
+		{List: "bad", Type: "domain", Key: "example.net", TTL: "none"},
+	}
+	for _, f := range Formats {
+		got, _, wrong := read(t, Entries, write(t, f, Entries, slices.Clone(rows)...))
+		for i := range got {
+			got[i].ExportedAt = time.Time{}
+		}
+		if d := cmp.Diff(rows, got); d != "" || len(wrong) > 0 {
+			t.Errorf("%s: %v (-want +got)\n%s", f, wrong, d)
+		}
+	}
+	if _, _, wrong := read(t, Entries, "list,key,subdomains\nbad,x,perhaps\nbad,y,FALSE\n"); len(wrong) != 1 || wrong[2] == "" {
+		t.Errorf("wrong are %v", wrong)
+	}
+}
+
 // What a field is must not be forgotten in one of the formats.
 func TestTables_haveAColumnForEachMember(t *testing.T) {
 	t.Parallel()
@@ -117,6 +139,7 @@ func TestTables_haveAColumnForEachMember(t *testing.T) {
 	}
 	check(Block{}, names(Blocks))
 	check(Exemption{}, names(Exemptions))
+	check(Entry{}, names(Entries))
 }
 
 func names[R any](t *Table[R]) (out []string) {

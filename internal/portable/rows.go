@@ -75,6 +75,60 @@ var Exemptions = &Table[Exemption]{
 	},
 }
 
+// Entry is one key of an active list, or, without a key, the list itself. A row to be read needs its list and key.
+type Entry struct {
+	List      string    `json:"list"`
+	Type      string    `json:"type,omitempty"` // of the list
+	Key       string    `json:"key,omitempty"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	TTL       string    `json:"ttl,omitempty"` // where there is no ExpiresAt: "none" for an entry without end; of the list, what an entry gets that names none
+	LastSeen  time.Time `json:"last_seen,omitzero"`
+	Comment   string    `json:"comment,omitempty"`
+	AlertID   string    `json:"alert_id,omitempty"`
+	RuleID    string    `json:"rule_id,omitempty"`
+	Origin    string    `json:"origin,omitempty"` // its first
+
+	MaxTTL     string `json:"max_ttl,omitempty"` // this and what follows is of the list
+	Refresh    string `json:"refresh,omitempty"`
+	Capacity   int    `json:"capacity,omitempty"`
+	Subdomains bool   `json:"subdomains,omitempty"`
+	HitSyslog  bool   `json:"hit_syslog,omitempty"`
+	HitEvery   string `json:"hit_every,omitempty"`
+
+	Count      int       `json:"count,omitempty"` // this and what follows is for people
+	FirstSeen  time.Time `json:"first_seen,omitzero"`
+	PutBy      string    `json:"put_by,omitempty"`
+	ExportedAt time.Time `json:"-"`
+}
+
+// Entries is the table of active lists and what stands on them: each list before its entries.
+var Entries = &Table[Entry]{
+	Kind:  "lists",
+	stamp: func(e *Entry) *time.Time { return &e.ExportedAt },
+	columns: []column[Entry]{
+		text("list", func(e *Entry) *string { return &e.List }),
+		text("type", func(e *Entry) *string { return &e.Type }),
+		text("key", func(e *Entry) *string { return &e.Key }),
+		moment("expires_at", func(e *Entry) *time.Time { return &e.ExpiresAt }),
+		text("ttl", func(e *Entry) *string { return &e.TTL }),
+		moment("last_seen", func(e *Entry) *time.Time { return &e.LastSeen }),
+		text("comment", func(e *Entry) *string { return &e.Comment }),
+		text("alert_id", func(e *Entry) *string { return &e.AlertID }),
+		text("rule_id", func(e *Entry) *string { return &e.RuleID }),
+		text("origin", func(e *Entry) *string { return &e.Origin }),
+		text("max_ttl", func(e *Entry) *string { return &e.MaxTTL }),
+		text("refresh", func(e *Entry) *string { return &e.Refresh }),
+		number("capacity", func(e *Entry) *int { return &e.Capacity }),
+		truth("subdomains", func(e *Entry) *bool { return &e.Subdomains }),
+		truth("hit_syslog", func(e *Entry) *bool { return &e.HitSyslog }),
+		text("hit_every", func(e *Entry) *string { return &e.HitEvery }),
+		number("count", func(e *Entry) *int { return &e.Count }),
+		moment("first_seen", func(e *Entry) *time.Time { return &e.FirstSeen }),
+		text("put_by", func(e *Entry) *string { return &e.PutBy }),
+		moment("exported_at", func(e *Entry) *time.Time { return &e.ExportedAt }),
+	},
+}
+
 // Table says how rows of a kind are written.
 type Table[R any] struct {
 	Kind    string
@@ -109,6 +163,27 @@ func number[R any](name string, at func(*R) *int) column[R] {
 				err = fmt.Errorf("%q is no number", s)
 			}
 			return err
+		},
+	}
+}
+
+func truth[R any](name string, at func(*R) *bool) column[R] {
+	return column[R]{name,
+		func(r *R) string {
+			if *at(r) {
+				return "true"
+			}
+			return ""
+		},
+		func(r *R, s string) error {
+			switch strings.ToLower(s) { // a spreadsheet shouts
+			case "true", "1":
+				*at(r) = true
+			case "", "false", "0":
+			default:
+				return fmt.Errorf("%q is neither true nor false", s)
+			}
+			return nil
 		},
 	}
 }
