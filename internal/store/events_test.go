@@ -160,3 +160,22 @@ func bulkDeliveriesWaitAndFold(e *env) {
 	same(e, "one by itself is not folded", n, 0)
 	same(e, "and is delivered", next(true).ID, inHand.ID)
 }
+
+func pruneForgetsWhatNobodyDelivers(e *env) {
+	e.ok(e.Enqueue(e.Context(), []parry.Notification{{ID: "n-1", CreatedAt: e.clock.Now(), Channels: []string{"gone"}}}))
+	keep := parry.Retention{Outbox: time.Hour}
+	e.clock.Advance(13 * 24 * time.Hour)
+	p, err := e.Prune(e.Context(), keep)
+	e.ok(err)
+	same(e, "kept while somebody may still deliver it", p.Notifications, 0)
+	st, err := e.ChannelStates(e.Context())
+	e.ok(err)
+	same(e, "waits", len(st) == 1 && st[0].Channel == "gone" && st[0].Waiting == 1 && e.clock.Now().Sub(st[0].Oldest) == 13*24*time.Hour, true)
+	e.clock.Advance(2 * 24 * time.Hour)
+	p, err = e.Prune(e.Context(), keep)
+	e.ok(err)
+	same(e, "then forgotten", p.Notifications, 1)
+	c, err := e.Counts(e.Context())
+	e.ok(err)
+	same(e, "undelivered", c.Undelivered, 0)
+}

@@ -188,11 +188,11 @@ func (s *Store) FoldDeliveries(ctx context.Context, channel string) (folded int6
 // ChannelStates tells how each channel stands that has something waiting or ever had something delivered, by name.
 func (s *Store) ChannelStates(ctx context.Context) ([]parry.ChannelState, error) {
 	out, err := collect(ctx, s.reads, `
-		SELECT n.name, coalesce(w.waiting, 0), coalesce(w.failing, 0), coalesce(w.oldest, 0), coalesce(c.delivered_at, 0), coalesce(c.failed_at, 0), c.error
+		SELECT n.name, coalesce(w.waiting, 0), coalesce(w.failing, 0), coalesce((SELECT o.created_at FROM outbox o WHERE o.id = w.oldest), 0), coalesce(c.delivered_at, 0), coalesce(c.failed_at, 0), c.error
 		FROM (SELECT name FROM channels UNION SELECT DISTINCT channel FROM deliveries WHERE delivered_at = 0) n
 		LEFT JOIN channels c ON c.name = n.name
-		LEFT JOIN (SELECT d.channel, count(*) AS waiting, sum(CASE WHEN d.attempts > 0 THEN 1 ELSE 0 END) AS failing, min(o.created_at) AS oldest
-			FROM deliveries d JOIN outbox o ON o.id = d.outbox_id WHERE d.delivered_at = 0 GROUP BY d.channel) w ON w.channel = n.name
+		LEFT JOIN (SELECT d.channel, count(*) AS waiting, sum(CASE WHEN d.attempts > 0 THEN 1 ELSE 0 END) AS failing, min(d.outbox_id) AS oldest
+			FROM deliveries d WHERE d.delivered_at = 0 GROUP BY d.channel) w ON w.channel = n.name
 		ORDER BY n.name`,
 		nil, func(r *sql.Rows) (o parry.ChannelState, err error) {
 			var oldest, delivered, failed int64

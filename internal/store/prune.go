@@ -8,6 +8,9 @@ import (
 	"github.com/parry/parry/internal/parry"
 )
 
+// undelivered is how long a notification stays that nobody has delivered or given up, at least.
+const undelivered = 14 * 24 * time.Hour
+
 // Prune takes out what the retention no longer keeps, in small transactions, so that requests need not wait. Blocks go when they have ended so
 // long ago and every known firewall has applied that; with their evidence.
 func (s *Store) Prune(ctx context.Context, keep parry.Retention) (p parry.Pruned, err error) {
@@ -28,9 +31,10 @@ func (s *Store) Prune(ctx context.Context, keep parry.Retention) (p parry.Pruned
 		}
 	}
 	if keep.Outbox > 0 {
+		// What is long past every worker's patience was for a channel that is configured no more.
 		p.Notifications, err = s.pruneRows(ctx, "notifications", `SELECT id FROM outbox WHERE created_at < $1
-			AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.outbox_id = outbox.id AND (d.delivered_at = 0 OR d.delivered_at >= $1)) LIMIT $2`,
-			[]any{micros(now.Add(-keep.Outbox))}, `DELETE FROM outbox WHERE id IN (%s)`)
+			AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.outbox_id = outbox.id AND (d.delivered_at >= $1 OR d.delivered_at = 0 AND outbox.created_at >= $2))
+			LIMIT $3`, []any{micros(now.Add(-keep.Outbox)), micros(now.Add(-max(keep.Outbox, undelivered)))}, `DELETE FROM outbox WHERE id IN (%s)`)
 		if err != nil {
 			return p, err
 		}

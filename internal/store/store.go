@@ -199,7 +199,7 @@ func (s *Store) Counts(ctx context.Context) (parry.Counts, error) {
 	err := s.reads.QueryRowContext(ctx, `
 		SELECT live, ended,
 			(SELECT count(*) FROM deliveries WHERE delivered_at = 0),
-			(SELECT coalesce(min(o.created_at), 0) FROM deliveries d JOIN outbox o ON o.id = d.outbox_id WHERE d.delivered_at = 0),
+			coalesce((SELECT created_at FROM outbox WHERE id = (SELECT min(outbox_id) FROM deliveries WHERE delivered_at = 0)), 0),
 			(SELECT count(*) FROM blocks WHERE end_rev = 0 AND expires_at > 0 AND expires_at <= $1)
 		FROM state WHERE one = 1`, micros(s.now())).Scan(&c.LiveBlocks, &c.EndedBlocks, &c.Undelivered, &oldest, &c.OverdueBlocks)
 	c.OldestUnsent = fromMicros(oldest)

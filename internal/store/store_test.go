@@ -74,7 +74,7 @@ var suite = []func(*env){
 	firewallsComeAndGo, holdsOfOneAndAll, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned, sentIsWhatARunMayHaveBrought,
 	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
 	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits, cancelledWritesAreDoneOrNot,
-	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold,
+	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold, pruneForgetsWhatNobodyDelivers,
 	feedReadersAddUp,
 }
 
