@@ -92,7 +92,7 @@ func isPipe(err error) bool { return strings.Contains(err.Error(), syscall.EPIPE
 func (p *process) wait(e *execd) int {
 	e.r.Helper()
 	err := p.Wait()
-	if deadline := p.raw.SetReadDeadline(time.Now().Add(4 * time.Second)); deadline != nil {
+	if deadline := p.raw.SetReadDeadline(time.Now().Add(time.Second)); deadline != nil {
 		e.r.Fatal(deadline)
 	}
 	if rest, err := io.ReadAll(p.out); err != nil || len(rest) > 0 {
@@ -322,6 +322,7 @@ func TestExecd_whatIsNotUnderstoodIsAnsweredByNothing(t *testing.T) {
 			p.write(e, line)
 			if answer := p.answer(e); answer != "" {
 				r.Errorf("%s: answered %q", what, answer)
+				p.in.Close()
 			}
 			if status := p.wait(e); status == 0 {
 				r.Errorf("%s: status 0", what)

@@ -42,7 +42,7 @@ func Suite(t *testing.T, trigger Trigger) {
 	}{
 		{"add", add}, {"repeat", repeat}, {"delete", deletes}, {"IPv6", ipv6}, {"missing", missing}, {"hostile", hostile},
 		{"downAndBack", downAndBack}, {"slow", slow}, {"wrongCA", wrongCA}, {"wrongToken", wrongToken}, {"refused", refused},
-		{"storm", storm}, {"spoolFull", spoolFull}, {"otherName", otherName},
+		{"storm", storm}, {"spoolFull", spoolFull}, {"otherName", otherName}, {"example", example},
 	} {
 		t.Run(spec.name, func(t *testing.T) {
 			InEachShell(t, trigger.Script, func(r *Rig) { spec.run(r, r.Service(), trigger) })
@@ -345,5 +345,43 @@ func otherName(r *Rig, s *Service, t Trigger) {
 	r.Conf = ""
 	if status, out := r.Run("--replay"); status != 1 || !strings.Contains(out, fmt.Sprintf("/etc/%s.conf cannot be read", filepath.Base(script))) {
 		r.Errorf("status %d, %q; want that name's configuration to be looked for", status, out)
+	}
+}
+
+// The example beside the script is a configuration that it takes, with every key that it knows.
+func example(r *Rig, s *Service, t Trigger) {
+	script, err := filepath.EvalSymlinks(r.Script) // custom-parry has parry-wazuh's
+	if err != nil {
+		r.Fatal(err)
+	}
+	shipped, err := os.ReadFile(script + ".conf")
+	if err != nil {
+		r.Fatal(err)
+	}
+	ours, err := os.ReadFile(r.Conf)
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Write("conf", string(shipped)+string(ours))
+	fire(r, t, Alert{N: 1, Source: r.Address(7), Time: ago(0)})
+	r.Sent()
+	if b := s.Block(r.Address(7)); b.Origin != t.Origin {
+		r.Errorf("block: %+v", b)
+	}
+	text, err := os.ReadFile(script)
+	if err != nil {
+		r.Fatal(err)
+	}
+	for _, lead := range []string{`keys=" `, "\nbegin "} {
+		_, rest, _ := strings.Cut(string(text), lead)
+		known, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+		for key := range strings.FieldsSeq(known) {
+			if strings.HasPrefix(key, "$") || key == "--" {
+				break
+			}
+			if !strings.Contains("\n"+string(shipped), "\n"+key+"=") {
+				r.Errorf("%s.conf does not explain %s", filepath.Base(script), key)
+			}
+		}
 	}
 }
