@@ -3,6 +3,8 @@ package feeds
 import (
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -81,6 +83,71 @@ func TestAggregate_coversExactlyTheSameAddressesWithTheFewestPrefixes(t *testing
 					t.Fatalf("%s until %d: %s ends before", e.Prefix, e.Expires, a)
 				}
 			}
+		}
+	})
+}
+
+// read gives the prefix that a consumer of the format takes from a line; invalid for a line that it skips.
+func read(t *rapid.T, f Format, line string) netip.Prefix {
+	if strings.HasPrefix(line, "#") {
+		return netip.Prefix{}
+	}
+	switch f {
+	case IPRep:
+		line, _, _ = strings.Cut(line, ",")
+	case Geo, Map, CIDR:
+		line, _, _ = strings.Cut(line, " ")
+	case CDBWazuh, CDBOSSEC:
+		line = strings.ReplaceAll(line[:strings.LastIndex(line, ":")], `"`, "")
+		if octets := strings.TrimSuffix(line, "."); octets != line {
+			n := strings.Count(octets, ".") + 1
+			line = octets + strings.Repeat(".0", 4-n) + "/" + strconv.Itoa(8*n)
+		}
+	}
+	if a, err := netip.ParseAddr(line); err == nil {
+		return netip.PrefixFrom(a, a.BitLen())
+	}
+	p, err := netip.ParsePrefix(line)
+	if err != nil || p != p.Masked() {
+		t.Fatalf("%s: nobody reads %q", f, line)
+	}
+	return p
+}
+
+func TestFormats_tellExactlyTheAddressesThatTheyCanExpress(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		in := small(t)
+		f := rapid.SampledFrom([]Format{Plain, CIDR, IPRep, Geo, Map, CDBWazuh, CDBOSSEC}).Draw(t, "format")
+		q, err := Query{Name: Blocks, Format: f, Scope: ScopeAll, Aggregate: rapid.Bool().Draw(t, "aggregate")}.normal(parry.ListCIDR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := render(snap(Blocks, parry.ListCIDR, slices.Clone(in)), q, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told, can []Entry
+		seen := map[string]bool{}
+		for line := range strings.Lines(string(r.Body)) {
+			if seen[line] {
+				t.Fatalf("%q stands there twice", line)
+			}
+			seen[line] = true
+			if p := read(t, f, strings.TrimSpace(line)); p.IsValid() {
+				told = append(told, Entry{Prefix: p})
+			}
+		}
+		for _, e := range in {
+			if e.Prefix.Addr().Is4() || !q.Format.cdb() || f == CDBWazuh && e.Prefix.IsSingleIP() {
+				can = append(can, e)
+			}
+		}
+		if d := cmp.Diff(covered(can), covered(told), cmpopts.EquateComparable(netip.Addr{})); d != "" {
+			t.Fatalf("%s (-want +got):\n%s", f, d)
+		}
+		if r.LeftOut != len(in)-len(can) {
+			t.Fatalf("%d left out, want %d", r.LeftOut, len(in)-len(can))
 		}
 	})
 }
