@@ -1,5 +1,7 @@
-# Debian 12 or newer with Go; `scripts/setup` installs the rest. Lab and tests make namespaces and so need root: `sudo make test`.
+# Debian 12 or newer with Go; `scripts/setup` installs the rest. Lab and tests make namespaces and so need root: started by anybody else, these
+# parts run under sudo.
 SHELL := /bin/bash
+export PATH := $(PATH):/usr/local/go/bin
 GO ?= go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
@@ -9,6 +11,7 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 PKG ?= ./...
 TESTFLAGS ?=
 BENCH ?= .
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec 'sudo -E -H')
 
 .PHONY: build demo test bench lint generate check-generated clean help
 
@@ -17,14 +20,14 @@ help: ## this list
 
 build: ## bin/parry
 	@scripts/setup build
-	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)' -o bin/parry ./cmd/parry
+	$(GO) build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)' -o bin/parry ./cmd/parry
 
 demo: ## a minute's tour on a lab firewall; KEEP=1 leaves it up
 	@KEEP=$(KEEP) lab/demo/run
 
 test: ## all tests, with the race detector, on SQLite and PostgreSQL
 	@scripts/setup test
-	CI=1 $(GO) test -race -timeout 15m $(TESTFLAGS) $(PKG)
+	CI=1 $(GO) test -race $(AS_ROOT) -timeout 15m $(TESTFLAGS) $(PKG)
 
 bench: ## the figures: latency against bare Ansible, durable accepts, storm; BENCH= picks one
 	@scripts/setup test
