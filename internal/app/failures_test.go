@@ -1,8 +1,11 @@
 package app_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,14 +91,52 @@ func (p *pair) remember(key string, value any) {
 	}
 }
 
+// reroute sends ssh to fw-a through a listener of the test's, which gives each connection to serve.
+func (p *pair) reroute(serve func(net.Conn)) {
+	p.tb.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		p.tb.Fatal(err)
+	}
+	p.tb.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			p.tb.Cleanup(func() { _ = c.Close() })
+			go serve(c)
+		}
+	}()
+	a := *p.a
+	a.Port = ln.Addr().(*net.TCPAddr).Port
+	p.inventory(&a, p.b)
+	known := p.read("known_hosts")
+	p.write("known_hosts", known+strings.ReplaceAll(known, fmt.Sprintf(":%d ", p.a.Port), fmt.Sprintf(":%d ", a.Port)))
+}
+
+// freeze passes on the first bytes of what the firewall says, enough for a login, and nothing after that. Nobody hangs up.
+func (p *pair) freeze(c net.Conn) {
+	to, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", p.a.Port))
+	if err != nil {
+		return
+	}
+	p.tb.Cleanup(func() { _ = to.Close() })
+	go func() { _, _ = io.Copy(to, c) }()
+	_, _ = io.CopyN(c, to, 3500)
+}
+
 // TestFailures_eachHasItsNameAndStopsNobodyElse breaks one of two firewalls. Whatever it is, it is told by its name in the block's state, the
 // runs, the mail and the metrics, in time, and the block is in force on the other.
 func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		breaks func(p *pair)
-		noRun  bool // it fails before a playbook is begun
+		want   string // the name of the failure, when it is not the case's
 	}{
+		"an ssh that hangs before the login": {want: "unreachable", breaks: func(p *pair) { p.reroute(func(net.Conn) {}) }},
+		"an ssh that hangs after the login":  {want: "unreachable", breaks: func(p *pair) { p.reroute(p.freeze) }},
 		"timeout": {breaks: func(p *pair) {
 			p.replace(p.config, "known_hosts: known_hosts", "known_hosts: known_hosts, deadline: 4s, grace: 1s")
 			p.a.Fault("hang", "pf")
@@ -111,8 +152,8 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 			}
 		}},
 		"authentication": {breaks: func(p *pair) { a := *p.a; a.KeyFile = p.b.KeyFile; p.inventory(&a, p.b) }},
-		"inventory":      {breaks: func(p *pair) { p.inventory(p.b) }, noRun: true},
-		"bundle":         {breaks: func(p *pair) { p.breakBundle("apply.yml", "hosts: all", "hosts: [all") }, noRun: true},
+		"inventory":      {breaks: func(p *pair) { p.inventory(p.b) }},
+		"bundle":         {breaks: func(p *pair) { p.breakBundle("apply.yml", "hosts: all", "hosts: [all") }},
 		"task": {breaks: func(p *pair) {
 			p.breakBundle("apply.yml", "  tasks:\n", "  tasks:\n    - ansible.builtin.fail: {msg: no}\n")
 		}},
@@ -129,11 +170,16 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			want := cmp.Or(tc.want, name)
 			p := newPair(t)
 			tc.breaks(p)
 			p.start()
 			c := p.client()
+			asked := time.Now()
 			got := block(t, c, api.BlockRequest{Source: "203.0.113.7"}, "60s")
+			if took := time.Since(asked); took > 45*time.Second {
+				t.Errorf("told after %s", took)
+			}
 			states := map[string]api.BlockState{}
 			for _, s := range got.Status {
 				states[s.Name] = s.State
@@ -142,22 +188,20 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 				t.Errorf("states %v", states)
 			}
 			fw, err := c.GetFirewallWithResponse(t.Context(), "fw-a")
-			if err != nil || fw.JSON200.State != "failing" || fw.JSON200.Incident.Failure != name {
+			if err != nil || fw.JSON200.State != "failing" || fw.JSON200.Incident.Failure != want {
 				t.Fatalf("fw-a: %v %s", err, fw.Body)
 			}
-			if !tc.noRun {
-				runs, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{Firewall: new("fw-a"), Limit: new(100)})
-				if err != nil || !slices.ContainsFunc(runs.JSON200.Items, func(r api.Run) bool { return r.Failure == name }) {
-					t.Errorf("runs: %v %s", err, runs.Body)
-				}
+			runs, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{Firewall: new("fw-a"), Limit: new(100)})
+			if err != nil || !slices.ContainsFunc(runs.JSON200.Items, func(r api.Run) bool { return r.Failure == want }) {
+				t.Errorf("runs: %v %s", err, runs.Body)
 			}
 			letters := p.mail.Wait(1, 30*time.Second)
-			if len(letters) != 1 || !strings.Contains(string(letters[0].Data), name) || !strings.Contains(string(letters[0].Data), "Subject: parry: fw-a") {
+			if len(letters) != 1 || !strings.Contains(string(letters[0].Data), want) || !strings.Contains(string(letters[0].Data), "Subject: parry: fw-a") {
 				t.Errorf("%d mails, the first: %s", len(letters), letters[0].Data)
 			}
 			m, err := c.GetMetricsWithResponse(t.Context())
-			if err != nil || !strings.Contains(string(m.Body), `result="`+name+`"`) {
-				t.Errorf("metrics do not tell %s: %v", name, err)
+			if err != nil || !strings.Contains(string(m.Body), `result="`+want+`"`) {
+				t.Errorf("metrics do not tell %s: %v", want, err)
 			}
 			if strings.Contains(string(m.Body), "203.0.113.") {
 				t.Error("metrics bear an address")
@@ -168,8 +212,8 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 
 func TestReject_oneBadEntryAmongAHundredStopsNoOther(t *testing.T) {
 	t.Parallel()
-	lab := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"})
-	s := newSite(t, "listen: \"\"\n", lab)
+	lab, mail := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"}), testenv.StartMail(t, testenv.MailOptions{})
+	s := newSite(t, "listen: \"\"\nmail: {server: \""+mail.Addr+"\", security: plain, from: parry@example.net, to: [noc@example.net]}\n", lab)
 	s.start()
 	c := s.client()
 	for i := range 100 {
@@ -183,6 +227,21 @@ func TestReject_oneBadEntryAmongAHundredStopsNoOther(t *testing.T) {
 	fw, err := c.GetFirewallWithResponse(t.Context(), "fw-a")
 	if err != nil || len(fw.JSON200.Rejects) != 1 || fw.JSON200.Rejects[0].Code != "destination_is_firewall" {
 		t.Errorf("%v %s", err, fw.Body)
+	}
+	runs, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{Limit: new(100)})
+	if err != nil || !slices.ContainsFunc(runs.JSON200.Items, func(r api.Run) bool { return r.State == "succeeded" && r.Rejected == 1 }) {
+		t.Errorf("runs: %v %s", err, runs.Body)
+	}
+	letter := strings.ReplaceAll(string(mail.Wait(1, 30*time.Second)[0].Data), "=\r\n", "")
+	for _, want := range []string{bad.ID, "destination_is_firewall", "In force     100\r\n"} {
+		if !strings.Contains(letter, want) {
+			t.Errorf("the mail lacks %q: %s", want, letter)
+		}
+	}
+	m, err := c.GetMetricsWithResponse(t.Context())
+	if err != nil || !strings.Contains(string(m.Body), `parry_firewall_blocks{firewall="fw-a",state="rejected"} 1`) ||
+		!strings.Contains(string(m.Body), `parry_firewall_blocks{firewall="fw-a",state="enforced"} 100`) {
+		t.Errorf("metrics: %v", err)
 	}
 }
 

@@ -151,6 +151,8 @@ type try struct {
 	run    parry.Run
 	sent   *rendering // nil for a verify
 	out    *ansible.Outcome
+
+	rejects map[parry.BlockID]string // what the firewall refuses, once the run counts; nil before: as it was
 }
 
 func (t *try) spec() ansible.Spec {

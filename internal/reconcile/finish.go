@@ -204,6 +204,7 @@ func (t *try) counts(ctx context.Context, kind parry.RunKind, rejects map[parry.
 	f.Applied = true
 	f.ClearWords = t.st.Adopt || t.st.Approved
 	f.Retired = kind == parry.RunRetire
+	t.rejects = rejects
 	if fresh := t.newRejects(rejects); len(fresh) > 0 && len(t.r.o.Channels) > 0 {
 		id := parry.NewNotificationID(t.now())
 		f.Notifications = append(f.Notifications, t.notification(id, id, parry.NotifyRejected, t.rejectReport(ctx, fresh)))

@@ -69,9 +69,13 @@ func (t *try) rejectReport(ctx context.Context, fresh map[parry.BlockID]string) 
 // blocks counts what is in force at an applied revision, and names what is not, oldest first; all is unproved when the firewall is dirty.
 func (t *try) blocks(ctx context.Context, r *parry.Report, applied parry.Revision, dirty bool) {
 	all, _ := t.r.view.in(t.sc)
+	rejected := t.rejects
+	if rejected == nil {
+		rejected = t.mem.rejected
+	}
 	var waiting []standing
 	for _, b := range all {
-		if _, no := t.mem.rejected[b.id]; no {
+		if _, no := rejected[b.id]; no {
 			continue
 		}
 		if dirty || b.rev > applied {
