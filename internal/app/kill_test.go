@@ -140,22 +140,34 @@ func (l *ledger) work(ctx context.Context, c *api.ClientWithResponses) {
 }
 
 // TestKill_nothingIsLostOrLeakedAndRunsNeverOverlap kills parry at random moments while blocks come and go and runs are on. More cycles
-// than 30 by PARRY_KILL_CYCLES.
+// by PARRY_KILL_CYCLES.
 func TestKill_nothingIsLostOrLeakedAndRunsNeverOverlap(t *testing.T) {
 	t.Parallel()
-	cycles := 30
-	if testing.Short() {
-		cycles = 3
+	for engine, cycles := range map[string]int{"sqlite": 30, "postgres": 6} {
+		if testing.Short() {
+			cycles = 3
+		}
+		if n, err := strconv.Atoi(os.Getenv("PARRY_KILL_CYCLES")); err == nil {
+			cycles = n
+		}
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			more := ""
+			if engine == "postgres" {
+				more = "database: {driver: postgres, dsn: \"" + testenv.Postgres(t, testenv.PostgresOptions{}) + "\"}\n"
+			}
+			killAgainAndAgain(t, cycles, more)
+		})
 	}
-	if n, err := strconv.Atoi(os.Getenv("PARRY_KILL_CYCLES")); err == nil {
-		cycles = n
-	}
+}
+
+func killAgainAndAgain(t *testing.T, cycles int, more string) {
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("%d cycles, seed %d", cycles, seed)
 
 	lab := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"})
-	s := newSite(t, "bundles: bundles\nlisten: \"\"\nblocks: {expiry_slack: 1s}\nlog: {level: warn}\n", lab)
+	s := newSite(t, "bundles: bundles\nlisten: \"\"\nblocks: {expiry_slack: 1s}\nlog: {level: warn}\n"+more, lab)
 	noting(t, s.dir)
 	told := &ledger{blocked: map[string]string{}, brief: map[string]bool{}, ended: map[string]bool{}, unsure: map[string]bool{}}
 	during := 0
