@@ -257,6 +257,18 @@ func TestHostileText_isKeptAsWrittenAndActsOnNothing(t *testing.T) {
 	c := p.client()
 	block(t, c, api.BlockRequest{Source: "203.0.113.1"}, "60s")
 	before := p.a.Config()
+	plain := block(t, c, api.BlockRequest{Source: "203.0.113.3", Agent: hostile[:128], Reason: hostile, Origin: hostile[:250], AlertID: hostile[:250], RuleID: hostile[:250]}, "60s")
+	if plain.State != "enforced" || !slices.Contains(sources(p.a), "203.0.113.3") {
+		t.Errorf("in force: %+v", plain)
+	}
+	evidence, err := c.ListBlockRequestsWithResponse(t.Context(), plain.ID, &api.ListBlockRequestsParams{Limit: new(10)})
+	if err != nil || len(evidence.JSON200.Items) != 1 || evidence.JSON200.Items[0].Reason != hostile || evidence.JSON200.Items[0].AlertID != hostile[:250] ||
+		evidence.JSON200.Items[0].RuleID != hostile[:250] {
+		t.Errorf("the evidence is not kept as written: %v %s", err, evidence.Body)
+	}
+	if p.a.Config() != before {
+		t.Error("an entry of a rule that stands changed config.xml")
+	}
 	p.a.Fault("pf-refuse")
 	b := block(t, c, api.BlockRequest{Source: "203.0.113.2", Destination: "198.51.100.1", Reason: hostile, Origin: hostile[:250], AlertID: hostile[:250], RuleID: hostile[:250]}, "60s")
 	if b.Reason != hostile || b.Origin != hostile[:250] {
