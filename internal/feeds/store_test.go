@@ -51,8 +51,9 @@ func TestFeeds_equalTheStoreAfterAnyChanges(t *testing.T) {
 			p, _ := a.Prefix(rapid.SampledFrom([]int{32, 32, 32, 30}).Draw(t, "bits"))
 			return p
 		}
-		t.Repeat(map[string]func(*rapid.T){
-			"put": func(t *rapid.T) {
+		for range rapid.IntRange(1, 8).Draw(t, "steps") {
+			switch rapid.SampledFrom([]string{"put", "put", "put", "end", "exempt", "time passes"}).Draw(t, "step") {
+			case "put":
 				m := parry.Match{Source: source(t)}
 				if rapid.IntRange(0, 3).Draw(t, "narrow") == 0 {
 					m.Protocol, m.Port = parry.ProtoTCP, 22
@@ -64,58 +65,53 @@ func TestFeeds_equalTheStoreAfterAnyChanges(t *testing.T) {
 				})
 				ok(err)
 				ids = append(ids, got.Block.ID)
-			},
-			"end": func(t *rapid.T) {
+			case "end":
 				if len(ids) > 0 {
 					_, _, err := s.EndBlock(ctx, rapid.SampledFrom(ids).Draw(t, "block"), parry.Lift{By: "anna"})
 					ok(err)
 				}
-			},
-			"exempt": func(t *rapid.T) {
+			case "exempt":
 				_, err := s.EndExempted(ctx, []parry.Exemption{{ID: "cfg:x", Prefix: source(t), Reason: "ours", Source: parry.ExemptConfig}})
 				ok(err)
-			},
-			"time passes": func(t *rapid.T) {
+			case "time passes":
 				now = now.Add(time.Duration(rapid.IntRange(1, 40).Draw(t, "minutes")) * time.Minute)
 				_, err := s.EndDue(ctx, now)
 				ok(err)
-			},
-			"": func(t *rapid.T) { // after each
-				if rapid.IntRange(0, 2).Draw(t, "late") == 0 {
-					return // several changes in one refresh
+			}
+			if rapid.IntRange(0, 2).Draw(t, "late") == 0 {
+				continue // several changes in one refresh
+			}
+			if err := f.Refresh(ctx); err != nil {
+				t.Fatal(err)
+			}
+			live := true
+			page, err := s.Blocks(ctx, parry.BlockFilter{Live: &live, Limit: 1000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			whole, all := map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
+			for _, b := range page.Items {
+				all[b.Source] = true
+				if b.Port == 0 {
+					whole[b.Source] = true
 				}
-				if err := f.Refresh(ctx); err != nil {
-					t.Fatal(err)
-				}
-				live := true
-				page, err := s.Blocks(ctx, parry.BlockFilter{Live: &live, Limit: 1000})
+			}
+			for scope, set := range map[feeds.Scope]map[netip.Prefix]bool{feeds.ScopeWhole: whole, feeds.ScopeAll: all} {
+				_, r, err := f.Get(feeds.Query{Name: feeds.Blocks, Scope: scope, Format: feeds.CIDR})
 				if err != nil {
 					t.Fatal(err)
 				}
-				whole, all := map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
-				for _, b := range page.Items {
-					all[b.Source] = true
-					if b.Port == 0 {
-						whole[b.Source] = true
-					}
+				want := "# parry feed blocks, 0 entries\n"
+				if len(set) > 0 {
+					want = ""
 				}
-				for scope, set := range map[feeds.Scope]map[netip.Prefix]bool{feeds.ScopeWhole: whole, feeds.ScopeAll: all} {
-					_, r, err := f.Get(feeds.Query{Name: feeds.Blocks, Scope: scope, Format: feeds.CIDR})
-					if err != nil {
-						t.Fatal(err)
-					}
-					want := "# parry feed blocks, 0 entries\n"
-					if len(set) > 0 {
-						want = ""
-					}
-					for _, p := range slices.SortedFunc(maps.Keys(set), netip.Prefix.Compare) {
-						want += p.String() + "\n"
-					}
-					if d := cmp.Diff(strings.Split(want, "\n"), strings.Split(string(r.Body), "\n")); d != "" {
-						t.Fatalf("%s (-want +got):\n%s", scope, d)
-					}
+				for _, p := range slices.SortedFunc(maps.Keys(set), netip.Prefix.Compare) {
+					want += p.String() + "\n"
 				}
-			},
-		})
+				if d := cmp.Diff(strings.Split(want, "\n"), strings.Split(string(r.Body), "\n")); d != "" {
+					t.Fatalf("%s (-want +got):\n%s", scope, d)
+				}
+			}
+		}
 	})
 }
