@@ -84,8 +84,9 @@ type BlockEvent struct {
 	Origin      string    `json:"origin,omitempty"`
 	AlertID     string    `json:"alert_id,omitempty"` // of the request that began the block
 	RuleID      string    `json:"rule_id,omitempty"`
-	Offence     int       `json:"offence,omitempty"` // 1: the first
-	By          string    `json:"by,omitempty"`      // token that asked, or who ended it
+	Offence     int       `json:"offence,omitempty"`       // 1: the first
+	Promoted    int       `json:"promoted_from,omitempty"` // so many sources of the prefix made it
+	By          string    `json:"by,omitempty"`            // token that asked, or who ended it
 	EndReason   EndReason `json:"end_reason,omitempty"`
 	EndedAt     time.Time `json:"ended_at,omitzero"`
 	Count       int64     `json:"count"` // accepted requests

@@ -18,7 +18,7 @@ func (t *tx) event(kind parry.NotificationKind, b *parry.Block, q *parry.Request
 	e := &parry.BlockEvent{
 		ID: b.ID, Source: parry.FormatPrefix(b.Source), Protocol: b.Protocol, Port: b.Port, Interface: b.Interface, Firewalls: string(b.Selector),
 		CreatedAt: b.CreatedAt, ExpiresAt: b.ExpiresAt, Reason: b.Reason, Origin: b.Origin, By: b.CreatedBy, Count: b.Count,
-		Offence: b.Offence,
+		Offence: b.Offence, Promoted: b.Promoted,
 	}
 	if b.Destination.IsValid() {
 		e.Destination = parry.FormatPrefix(b.Destination)
