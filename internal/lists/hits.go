@@ -29,12 +29,13 @@ type Hit struct {
 const MsgID = "list-hit"
 
 // Text is the line's text. Its form is a promise: decoders read it (integrations/ossec, integrations/wazuh), so that fields may be added at its
-// end only. Quotes and backslashes within values are replaced, so that no text can pass for another field.
+// end only. Quotes and backslashes within values are replaced, so that no text can pass for another field, and long ones cut, so that the whole fits
+// the 1024 bytes that OSSEC reads of a datagram.
 func (h *Hit) Text() string {
 	e := &h.Entry
 	return fmt.Sprintf(`parry: list-hit list="%s" key="%s" type="%s" count=%d first="%s" last="%s" comment="%s" asked_by="%s" entry="%s" rule="%s"`,
-		tame(e.List, 63), tame(h.Key, 256), h.Type, e.Count, e.FirstSeen.UTC().Format(time.RFC3339), e.LastSeen.UTC().Format(time.RFC3339),
-		tame(e.Comment, 256), tame(h.By, 64), tame(e.Key, 256), tame(e.RuleID, 64))
+		tame(e.List, 63), tame(h.Key, 160), h.Type, e.Count, e.FirstSeen.UTC().Format(time.RFC3339), e.LastSeen.UTC().Format(time.RFC3339),
+		tame(e.Comment, 160), tame(h.By, 64), tame(e.Key, 160), tame(e.RuleID, 32))
 }
 
 // tame makes text fit to stand between quotes on a line, at most n bytes of it.

@@ -448,7 +448,7 @@ func TestHit_textIsTamed(t *testing.T) {
 	h := lists.Hit{Key: `a" asked_by="root`, Type: parry.ListUser, By: "siem", Entry: parry.ListEntry{List: "users", Key: "x",
 		Comment: "\" list=\"other\" \\ \x00\r\n\u202e" + strings.Repeat("é", 500)}}
 	got := h.Text()
-	if strings.Count(got, `asked_by="`) != 1 || strings.Count(got, ` list="`) != 1 || strings.ContainsAny(got, "\x00\r\n\\\u202e") || len(got) > 1200 ||
+	if strings.Count(got, `asked_by="`) != 1 || strings.Count(got, ` list="`) != 1 || strings.ContainsAny(got, "\x00\r\n\\\u202e") || len(got) > 900 ||
 		strings.ToValidUTF8(got, "") != got {
 		t.Errorf("%q", got)
 	}

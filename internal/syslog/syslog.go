@@ -1,4 +1,4 @@
-// Package syslog sends lines to a syslog receiver: RFC 5424 over UDP (RFC 5426), TCP (RFC 6587, octet counting) and TLS (RFC 5425), and the
+// Package syslog sends lines to a syslog receiver: RFC 5424 over UDP (RFC 5426), TCP (RFC 6587, octet counting; lines for RFC 3164) and TLS (RFC 5425), and the
 // form of syslog(3) over the local socket.
 //
 // Plain syslog has no acknowledgement. A connection is therefore watched for its end, so that a receiver that went away is noticed before the
@@ -166,7 +166,11 @@ func (c *Client) Send(ctx context.Context, m Message) error {
 	}
 	line := c.h.render(&m, c.o.MaxBytes)
 	if c.o.Network == TCP || c.o.Network == TLS {
-		line = append(append(strconv.AppendInt(nil, int64(len(line)), 10), ' '), line...)
+		if c.o.Format == RFC3164 {
+			line = append(line, '\n') // RFC 6587, 3.4.2: who takes this form over TCP (OSSEC, Wazuh) knows no octet counting; no text holds a line end
+		} else {
+			line = append(append(strconv.AppendInt(nil, int64(len(line)), 10), ' '), line...)
+		}
 	}
 	err := c.send(ctx, line)
 	if err != nil && ctx.Err() != nil { // the deadline shows as a closed connection

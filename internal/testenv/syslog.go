@@ -16,7 +16,7 @@ import (
 )
 
 // Syslog is a real syslog receiver: udp, tcp and tls on a free port of loopback, unix on a datagram socket in a directory of the test. Over
-// tcp and tls it takes octet counting (RFC 6587, 3.4.1) and nothing else. Its methods may be called from any goroutine.
+// tcp and tls it takes octet counting (RFC 6587, 3.4.1), and lines (3.4.2) that begin with their priority. Its methods may be called from any goroutine.
 type Syslog struct {
 	Addr   string // host:port, or the socket's path
 	CAFile string // trusts its certificate; of tls only
@@ -127,6 +127,15 @@ func (s *Syslog) stream(c net.Conn) {
 	}()
 	r := bufio.NewReader(c)
 	for {
+		if b, err := r.Peek(1); err == nil && b[0] == '<' {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				s.fault(fmt.Sprintf("a line without end: %q", line))
+				return
+			}
+			s.take(strings.TrimSuffix(line, "\n"))
+			continue
+		}
 		count, err := r.ReadString(' ')
 		if err != nil {
 			if count != "" {
