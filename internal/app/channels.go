@@ -3,6 +3,8 @@ package app
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -108,6 +110,24 @@ func newChannel(c *config.Channel, version string, now func() time.Time) (channe
 		})
 	}
 	return nil, fmt.Errorf("type %q is not known", c.Type)
+}
+
+// channelHost is the server that a channel tells, empty for the local socket.
+func channelHost(c *config.Channel) string {
+	switch {
+	case c.Type == "syslog" && c.Network != string(syslog.Unix):
+		if h, _, err := net.SplitHostPort(c.Server); err == nil {
+			return h
+		}
+		return strings.Trim(c.Server, "[]")
+	case c.Type == "telegram" && c.URL == "":
+		c = &config.Channel{URL: telegram.PublicAPI}
+	}
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
 }
 
 // channels tries each channel: whether it can be reached, and where the other side can tell, whether it knows the key.

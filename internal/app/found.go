@@ -22,11 +22,11 @@ import (
 // finder finds the infrastructure that must never be blocked, beside what the configuration lists.
 type finder struct {
 	mu    sync.Mutex
-	names map[string][]netip.Addr // of the mail and database servers, as last resolved: a dead resolver must not unprotect them
+	names map[string][]netip.Addr // of the mail, channels' and database servers, as last resolved: a dead resolver must not unprotect them
 }
 
-// find lists the addresses of this host, its gateways and resolvers, the inventory's hosts, the mail and database servers, the trusted
-// proxies and the callers.
+// find lists the addresses of this host, its gateways and resolvers, the inventory's hosts, the mail, channels' and database servers, the
+// trusted proxies and the callers.
 func (f *finder) find(ctx context.Context, cfg *config.Config, hosts map[string]ansible.Host, callers map[netip.Addr]string) []parry.Exemption {
 	found := map[netip.Prefix]string{}
 	add := func(a netip.Addr, why string) {
@@ -54,11 +54,18 @@ func (f *finder) find(ctx context.Context, cfg *config.Config, hosts map[string]
 	for _, h := range hosts {
 		add(h.Addr, "inventory host "+h.Name)
 	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
 	for what, host := range serverNames(cfg) {
-		for _, a := range f.resolve(ctx, host) {
-			add(a, what)
-		}
+		wg.Go(func() { // at once, since a dead resolver takes its time with each
+			for _, a := range f.resolve(ctx, host) {
+				mu.Lock()
+				add(a, what)
+				mu.Unlock()
+			}
+		})
 	}
+	wg.Wait()
 	for a, token := range callers {
 		add(a, "caller with the token "+token)
 	}
@@ -84,6 +91,11 @@ func serverNames(cfg *config.Config) map[string]string {
 	out := map[string]string{}
 	if h, _, err := net.SplitHostPort(cfg.Mail.Server); err == nil {
 		out["mail server"] = h
+	}
+	for i := range cfg.Channels {
+		if h := channelHost(&cfg.Channels[i]); h != "" {
+			out["server of channel "+cfg.Channels[i].Name] = h
+		}
 	}
 	if cfg.Database.Driver == "postgres" {
 		if u, err := url.Parse(cfg.Database.DSN.Reveal()); err == nil && u.Hostname() != "" {

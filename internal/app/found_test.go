@@ -42,6 +42,10 @@ func TestFind_namesWhyEachIsNeverBlocked(t *testing.T) {
 	t.Parallel()
 	cfg := config.Default()
 	cfg.Mail.Server = "198.51.100.25:25"
+	cfg.Channels = []config.Channel{
+		{Name: "hook", Type: "webhook", URL: "https://198.51.100.61:8443/x"}, {Name: "siem", Type: "syslog", Network: "udp", Server: "198.51.100.62"},
+		{Name: "tls", Type: "syslog", Network: "tls", Server: "[2001:db8::62]:6514"}, {Name: "local", Type: "syslog", Network: "unix", Server: "/dev/log"},
+	}
 	cfg.Database = config.Database{Driver: "postgres", DSN: "postgres://u:p@198.51.100.54:5432/d"}
 	hosts := map[string]ansible.Host{"fw-a": {Name: "fw-a", Addr: netip.MustParseAddr("198.51.100.1")}, "broken": {Name: "broken"}}
 	var f finder
@@ -53,6 +57,7 @@ func TestFind_namesWhyEachIsNeverBlocked(t *testing.T) {
 		}
 	}
 	for prefix, why := range map[string]string{
+		"198.51.100.61/32": "server of channel hook", "198.51.100.62/32": "server of channel siem", "2001:db8::62/128": "server of channel tls",
 		"198.51.100.25/32": "mail server", "198.51.100.54/32": "database server", "198.51.100.1/32": "inventory host fw-a",
 		"198.51.100.77/32": "caller with the token siem",
 	} {

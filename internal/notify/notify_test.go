@@ -199,7 +199,7 @@ func TestWorker_aStormIsSummedUp(t *testing.T) {
 		var ns []parry.Notification
 		for i := range storm {
 			ns = append(ns, parry.Notification{ID: parry.NewNotificationID(time.Now()), Kind: parry.NotifyAdded, CreatedAt: time.Now(),
-				Channels: []string{"chat", "tickets"}, Block: &parry.BlockEvent{Source: fmt.Sprintf("203.0.113.%d", i%256)}})
+				Channels: []string{"chat", "tickets"}, Block: &parry.BlockEvent{Source: fmt.Sprintf("198.18.%d.%d", i/256, i%256)}})
 		}
 		if err := s.Enqueue(context.Background(), ns); err != nil {
 			t.Fatal(err)

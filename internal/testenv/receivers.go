@@ -386,7 +386,7 @@ func StartTheHive(tb testing.TB) *Receiver {
 		mu.Lock()
 		defer mu.Unlock()
 		if known[key] {
-			return bad("CreateError", "Alert %s already exist in organisation soc", key)
+			return bad("CreateError", "Alert %s already exist in organisation soc-observables", key)
 		}
 		known[key] = true
 		return http.StatusCreated, map[string]any{"_id": "~" + strconv.Itoa(len(known)), "_type": "Alert", "status": "New"}

@@ -22,8 +22,8 @@ import (
 type Version string
 
 const (
-	V1 Version = "v1" // TheHive 5 and 4.1: POST /api/v1/alert, observables
-	V0 Version = "v0" // TheHive 3 and 4.0: POST /api/alert, artifacts
+	V1 Version = "v1" // TheHive 5: POST /api/v1/alert, observables
+	V0 Version = "v0" // TheHive 4 and 3: POST /api/alert, artifacts; the v1 of TheHive 4 passes over observables (its v1/AlertCtrl.scala)
 )
 
 // Kinds are those that make sense as an alert: what is over is for people to close.
@@ -58,7 +58,7 @@ func New(o Options) (*Channel, error) {
 		o.Version = V1
 	case V0, V1:
 	default:
-		return nil, fmt.Errorf("api: %q: write v1 (TheHive 5 and 4.1) or v0", o.Version)
+		return nil, fmt.Errorf("api: %q: write v1 (TheHive 5) or v0 (TheHive 4)", o.Version)
 	}
 	if o.Key == "" || strings.ContainsAny(o.Key, " \t\r\n") {
 		return nil, errors.New("token: write the API key of a user that may create alerts")
@@ -190,8 +190,9 @@ func (c *Channel) header() http.Header {
 	return h
 }
 
-// duplicate tells whether the alert was there before: 400 in versions 4 and 5 ("Alert … already exist in organisation …"), "document already
-// exists" in version 3, and 409 for good measure. TheHive 4 says "Observable already exists" when it takes nothing, which is no duplicate.
+// duplicate tells whether the alert was there before: 400 with "Alert … already exist in organisation …" from version 4 on (its AlertSrv.scala),
+// "document already exists" in version 3, and 409 for good measure. TheHive 4 says "Observable already exists" when it takes nothing at all,
+// which is no duplicate.
 func duplicate(a *post.Answer) bool {
 	var e struct {
 		Message string `json:"message"`
@@ -200,7 +201,7 @@ func duplicate(a *post.Answer) bool {
 		return false
 	}
 	m := strings.ToLower(e.Message)
-	return strings.Contains(m, "already exist") && !strings.Contains(m, "observable") && !strings.Contains(m, "artifact")
+	return strings.Contains(m, "already exist") && !strings.HasPrefix(m, "observable")
 }
 
 // Test opens an alert that says that the channel works, and gives the answer.
