@@ -149,7 +149,7 @@ func (v *validator) channels(c *Config) {
 				e, ch.Type, kindList(kinds))
 		}
 		v.oneOf(key+".min_severity", ch.MinSeverity, "info", "warning", "critical")
-		v.within(key+".timeout", ch.Timeout, time.Second, 2*time.Minute)
+		v.within(key+".timeout", ch.Timeout, time.Second, time.Minute) // less than a delivery is a worker's own
 		v.require(ch.Type != "thehive" || ch.AtMost.N == 0, key+".at_most", "TheHive gets an alert for each block, and no summary; leave it out")
 		if ch.Type == "syslog" {
 			v.oneOf(key+".network", ch.Network, "udp", "tcp", "tls", "unix")

@@ -56,6 +56,7 @@ type Store interface {
 	FoldDeliveries(ctx context.Context, channel string) (folded int64, err error)
 	Delivered(ctx context.Context, id parry.NotificationID, channel string) error
 	DeliveryFailed(ctx context.Context, id parry.NotificationID, channel, text string, next time.Time) error
+	RetryDeliveries(ctx context.Context, channel string) error // makes due what was put off
 	ChannelStates(ctx context.Context) ([]parry.ChannelState, error)
 	Outbox(ctx context.Context) <-chan struct{} // something was written
 }
@@ -76,8 +77,9 @@ type Options struct {
 
 // Worker delivers notifications.
 type Worker struct {
-	o    Options
-	done *prometheus.CounterVec
+	o     Options
+	done  *prometheus.CounterVec
+	lines []*line
 }
 
 // pollEvery finds what became due without a wake.
@@ -119,35 +121,41 @@ func New(o Options) (*Worker, error) {
 			return nil, fmt.Errorf("notify: register metrics: %w", err)
 		}
 	}
+	for i := range o.Channels {
+		l := &line{Worker: w, Entry: &w.o.Channels[i], log: o.Logger.With("channel", o.Channels[i].Name), again: make(chan struct{}, 1)}
+		w.lines = append(w.lines, l)
+	}
 	return w, nil
 }
 
 // Run delivers until ctx is done. A delivery on its way is then ended.
 func (w *Worker) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for i := range w.o.Channels {
-		l := &line{Worker: w, Entry: &w.o.Channels[i], log: w.o.Logger.With("channel", w.o.Channels[i].Name)}
+	for _, l := range w.lines {
 		wg.Go(func() { l.serve(ctx) })
 	}
 	wg.Wait()
 	return nil
 }
 
-// line is what Run knows of one channel.
+// line is one channel's worker. What follows again is serve's alone.
 type line struct {
 	*Worker
 	*Entry
 	log    *slog.Logger
-	sent   []time.Time // bulk ones within AtMost.Per, oldest first
-	failed int         // deliveries in a row
-	pause  time.Time   // until then nothing is tried: the other side is down, or wants to be left alone
+	again  chan struct{} // ends the pause
+	sent   []time.Time   // bulk ones within AtMost.Per, oldest first
+	failed int           // deliveries in a row
+	pause  time.Time     // until then nothing is tried: the other side is down, or wants to be left alone
 }
 
 func (l *line) serve(ctx context.Context) {
 	wake := l.o.Store.Outbox(ctx)
 	for ctx.Err() == nil {
 		if d := l.pause.Sub(l.o.Now()); d > 0 {
-			sleep(ctx, nil, d)
+			if sleep(ctx, l.again, d) {
+				l.failed, l.pause = 0, time.Time{}
+			}
 			continue
 		}
 		room, next := l.room()
@@ -171,15 +179,17 @@ func (l *line) serve(ctx context.Context) {
 	}
 }
 
-// sleep ends early with ctx or a wake.
-func sleep(ctx context.Context, wake <-chan struct{}, d time.Duration) {
+// sleep ends early with ctx or a wake; it tells whether it was a wake.
+func sleep(ctx context.Context, wake <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
 	case <-wake:
+		return true
 	case <-t.C:
 	}
+	return false
 }
 
 // room is how many more bulk notifications may go out now, and when there is more room.
@@ -266,21 +276,33 @@ func (w *Worker) States(ctx context.Context) ([]parry.Channel, error) {
 	return out, nil
 }
 
-// Test delivers a notification through a channel that says that it works, at once and past the outbox.
+// Test delivers a notification through a channel that says that it works, at once and past the outbox. When that goes well, what was put off
+// is tried again at once, too.
 func (w *Worker) Test(ctx context.Context, name string) (answer string, took time.Duration, err error) {
-	i := slices.IndexFunc(w.o.Channels, func(e Entry) bool { return e.Name == name })
+	i := slices.IndexFunc(w.lines, func(l *line) bool { return l.Name == name })
 	if i < 0 {
 		return "", 0, parry.Errorf(parry.KindNotFound, "there is no channel %q", name)
 	}
-	t, ok := w.o.Channels[i].Channel.(Tester)
+	l := w.lines[i]
+	t, ok := l.Channel.(Tester)
 	if !ok {
 		return "", 0, parry.Errorf(parry.KindConflict, "channel %q cannot be tested", name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(w.o.Channels[i].Timeout, w.o.Timeout))
+	tctx, cancel := context.WithTimeout(ctx, cmp.Or(l.Timeout, w.o.Timeout))
 	defer cancel()
 	begin := time.Now()
-	answer, err = t.Test(ctx)
-	return answer, time.Since(begin), err
+	answer, err = t.Test(tctx)
+	took = time.Since(begin)
+	if err == nil {
+		if err := w.o.Store.RetryDeliveries(ctx, name); err != nil {
+			l.log.Error("try again what was put off", "err", err)
+		}
+		select {
+		case l.again <- struct{}{}:
+		default:
+		}
+	}
+	return answer, took, err
 }
 
 // wait is how long to wait after so many earlier attempts and this one.

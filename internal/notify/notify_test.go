@@ -238,6 +238,45 @@ func TestWorker_aStormIsSummedUp(t *testing.T) {
 	})
 }
 
+func (c *channel) Test(context.Context) (string, error) { return "well", nil }
+
+func TestWorker_aTestThatGoesWellSetsFreeWhatWasPutOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := &channel{fail: []error{errors.New("401 wrong key")}}
+		s := open(t)
+		w, err := notify.New(notify.Options{Store: s, Channels: []notify.Entry{{Name: "chat", Channel: c}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error)
+		go func() { done <- w.Run(ctx) }()
+		enqueue(t, s, "chat")
+		time.Sleep(time.Minute)
+		if n := len(c.told()); n != 0 {
+			t.Errorf("%d delivered with a wrong key", n)
+		}
+		if answer, _, err := w.Test(ctx, "chat"); err != nil || answer != "well" {
+			t.Errorf("%q, %v", answer, err)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n := len(c.told()); n != 1 {
+			t.Errorf("%d delivered a second after a test, want 1", n)
+		}
+		if _, _, err := w.Test(ctx, "pager"); parry.KindOf(err) != parry.KindNotFound {
+			t.Errorf("got %v", err)
+		}
+		cancel()
+		<-done
+		time.Sleep(10 * time.Second)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // unmarkable fails to write down that something was delivered, for a while.
 type unmarkable struct {
 	*store.Store

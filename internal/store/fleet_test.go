@@ -336,6 +336,8 @@ func outboxDeliversAtLeastOnce(e *env) {
 	e.clock.Advance(5 * time.Minute)
 	want("not before its time", next("mail"))
 	want("the worker died", next("webhook"), "n-1", "n-2")
+	e.ok(e.RetryDeliveries(e.Context(), "mail"))
+	want("again, at a word", next("mail"), "n-2")
 	e.clock.Advance(5 * time.Minute)
 	want("again", next("mail"), "n-2")
 	e.ok(e.Delivered(e.Context(), "n-2", "mail"))

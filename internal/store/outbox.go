@@ -118,6 +118,17 @@ func (s *Store) DeliveryFailed(ctx context.Context, id parry.NotificationID, cha
 		func(*tx) []any { return []any{micros(next), []byte(text)} }, text)
 }
 
+// RetryDeliveries makes due what was put off for a channel.
+func (s *Store) RetryDeliveries(ctx context.Context, channel string) error {
+	return s.write(ctx, "retry the deliveries of "+channel, func(t *tx) error {
+		n, err := t.execN(`UPDATE deliveries SET next_at = 0 WHERE channel = $1 AND delivered_at = 0 AND next_at > $2`, channel, micros(t.now))
+		if n > 0 {
+			t.wakes |= wakeOutbox
+		}
+		return err
+	})
+}
+
 func (s *Store) delivery(ctx context.Context, id parry.NotificationID, channel, q string, more func(*tx) []any, failure string) error {
 	return s.write(ctx, "note the delivery of "+string(id), func(t *tx) error {
 		n, err := t.execN(q, append([]any{channel, string(id)}, more(t)...)...)
