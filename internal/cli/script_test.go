@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -81,27 +80,11 @@ func TestScripts(t *testing.T) {
 			"width":   width,
 			"logged":  logged,
 			"signal":  signalService,
-			"restart": restartEmpty,
 			"same":    sameBlocks,
 
 			"samelists": sameLists,
 		},
 	})
-}
-
-// restart ends the service, and begins it anew with an empty state.
-func restartEmpty(ts *testscript.TestScript, _ bool, _ []string) {
-	signalService(ts, false, []string{"TERM"})
-	lock := filepath.Join(ts.Getenv("SITE"), "parry.sock")
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(lock); errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		if time.Now().After(end) {
-			ts.Fatalf("the service does not end")
-		}
-	}
-	ts.Check(os.RemoveAll(filepath.Join(ts.Getenv("SITE"), "state")))
 }
 
 // same FILE FILE wants two exports to hold the same live blocks, to the microsecond of their ends.

@@ -170,8 +170,12 @@ func (s *Server) put(c *gin.Context, w *waiting, a parry.Admission) (shown api.B
 		s.o.Logger.WarnContext(ctx, "a blocked source did not go on its list, which is full or gone", "list", name, "block_id", string(done.Block.ID))
 	}
 	shown, ok, err := s.showAdmitted(ctx, w, &done)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil: // nobody is there any more
 		return shown, 0, fmt.Errorf("show block %s, which was accepted: %w", done.Block.ID, err)
+	case err != nil: // an error would say that it was not accepted
+		s.o.Logger.WarnContext(ctx, "a block was accepted, and cannot be shown as it stands", "request_id", requestID(c), "block_id", string(done.Block.ID), "err", err)
+		shown, ok = picture{fleet: s.o.Fleet()}.present(&done.Block, nil), w == nil
 	}
 	shown.NotPromoted = done.NotPromoted
 	status = http.StatusOK

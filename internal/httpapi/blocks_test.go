@@ -79,6 +79,28 @@ func TestCreateBlock_aTokenThatInsistsOnProtectedSourcesIsToldApart(t *testing.T
 	metric("parry_http_never_block_insisting_tokens 0")
 }
 
+// blind is a store that cannot tell of the firewalls.
+type blind struct{ Store }
+
+func (blind) Firewalls(context.Context) ([]parry.FirewallState, error) {
+	return nil, parry.Errorf(parry.KindUnavailable, "the database does not take this now; nothing was accepted, try again")
+}
+
+// Whoever is told that nothing was accepted asks again, or gives up.
+func TestCreateBlock_whatWasAcceptedIsNeverAnsweredAsAnError(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(o *Options) { o.Store = blind{o.Store} })
+	if got := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201); got.State != "pending" || got.ID == "" {
+		t.Errorf("a new one: %+v", got)
+	}
+	if got := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 200); got.State != "pending" || got.Count != 2 {
+		t.Errorf("a refreshed one: %+v", got)
+	}
+	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks?wait=1s", goodBlock); r.StatusCode != http.StatusAccepted {
+		t.Errorf("one that is waited for: %d %s", r.StatusCode, r.body)
+	}
+}
+
 func TestCreateBlock_aDryRunChecksAndDoesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
