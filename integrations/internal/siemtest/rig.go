@@ -76,8 +76,8 @@ func newRig(t *testing.T, shell, script string) *Rig {
 	go r.listen()
 	t.Cleanup(func() {
 		r.Idle()
-		r.syslog.Close()
-		os.RemoveAll(dir)
+		_ = r.syslog.Close()
+		_ = os.RemoveAll(dir)
 	})
 	return r
 }
