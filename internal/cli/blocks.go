@@ -237,6 +237,10 @@ func (p *printer) explanation(e *api.Explanation) {
 		p.line("")
 		p.exemptionTable(e.Exemptions)
 	}
+	if len(e.Lists) > 0 {
+		p.line("\n%s", p.paint(dim, "On active lists:"))
+		p.entries(e.Lists, true)
+	}
 	p.offender(&e.Offender)
 	for i := range e.Blocks {
 		p.line("")

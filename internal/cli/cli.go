@@ -110,11 +110,14 @@ func newRoot(env *Env) *cobra.Command {
 Commands talk to the service over its unix socket, or to --server with a token.
 Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 refused by policy,
 5 accepted but not proved in time, 6 service unreachable.`,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if s.output != "human" && s.output != "json" {
-				return fmt.Errorf("--output %q is not known; write human or json", s.output)
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			switch {
+			case s.output == "human", s.output == "json", s.output == "csv" && c.Annotations["csv"] != "":
+				return nil
+			case s.output == "csv":
+				return fmt.Errorf("--output csv is not for %s; write human or json", c.CommandPath())
 			}
-			return nil
+			return fmt.Errorf("--output %q is not known; write human or json", s.output)
 		},
 	}
 	root.SetUsageTemplate(strings.NewReplacer(".LocalFlags.FlagUsages", ".LocalFlags.FlagUsagesWrapped 80",
@@ -126,7 +129,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 refused by policy,
 	f.StringVarP(&s.output, "output", "o", "human", "human, or json as the API gives it")
 	f.StringVar(&s.config, "config", "", "configuration `file` of serve and check (PARRY_CONFIG, "+config.DefaultPath+")")
 	s.connect.register(f)
-	root.AddCommand(s.serve(), s.block(), s.unblock(), s.blocks(), s.explain(), s.firewalls(), s.runs(), s.exempt(), s.hooks(), s.hold(), s.feeds(), s.notify(),
+	root.AddCommand(s.serve(), s.block(), s.unblock(), s.blocks(), s.explain(), s.firewalls(), s.runs(), s.exempt(), s.hooks(), s.hold(), s.lists(), s.feeds(), s.notify(),
 		s.export(), s.imports(), s.token(), s.check(), s.version())
 	return root
 }
