@@ -104,7 +104,7 @@ exported. A block that has been lifted here since then stays lifted, but with
 ` + importFiles + `. A row written by hand needs its source;
 ttl is how long, none is without end.`,
 		RunE: func(c *cobra.Command, args []string) error {
-			cl, err := s.patientClient()
+			cl, err := s.patientClient(c.Context())
 			if err != nil {
 				return err
 			}
@@ -197,7 +197,7 @@ changes nothing. Each ends the live blocks that it overlaps.
 ` + importFiles + `. A row written by hand needs its prefix
 and reason.`,
 		RunE: func(c *cobra.Command, args []string) error {
-			cl, err := s.patientClient()
+			cl, err := s.patientClient(c.Context())
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"strconv"
@@ -10,8 +11,15 @@ import (
 )
 
 // patientClient is a client for many requests, each of which may be sent again: it waits out a rate, a full queue and a service that is away
-// for a moment.
-func (s *shell) patientClient() (*api.ClientWithResponses, error) {
+// for a moment. One that is not there to begin with is told at once.
+func (s *shell) patientClient(ctx context.Context) (*api.ClientWithResponses, error) {
+	now, err := s.client(0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := ask(now.GetVersionWithResponse(ctx)); err != nil {
+		return nil, err
+	}
 	return s.clientOver(importWait, func(next http.RoundTripper) http.RoundTripper { return &patient{next: next, wait: time.Second} })
 }
 

@@ -115,7 +115,7 @@ late a sight and end changes nothing; counts begin anew.
 ` + importFiles + `. A row written by hand needs its
 list (or --list) and key.`,
 		RunE: func(c *cobra.Command, args []string) (err error) {
-			if o.cl, err = s.patientClient(); err != nil {
+			if o.cl, err = s.patientClient(c.Context()); err != nil {
 				return err
 			}
 			lists, err := ask(o.cl.ListListsWithResponse(c.Context()))
