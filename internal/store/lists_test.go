@@ -470,6 +470,26 @@ func viewShowsEntries(e *env) {
 	if d := cmp.Diff(want, got); d != "" {
 		e.Fatal(d)
 	}
+
+	// A reader needs the view alone.
+	c, err := e.raw().Conn(e.Context())
+	e.ok(err)
+	defer c.Close()
+	reader := fmt.Sprintf("siem_reader_%d", time.Now().UnixNano())
+	for _, q := range []string{"CREATE ROLE " + reader, "GRANT USAGE ON SCHEMA public TO " + reader, "GRANT SELECT ON parry_list_entries TO " + reader, "SET ROLE " + reader} {
+		_, err := c.ExecContext(e.Context(), q)
+		e.ok(err)
+	}
+	var n int
+	e.ok(c.QueryRowContext(e.Context(), `SELECT count(*) FROM parry_list_entries WHERE network >>= '203.0.113.7'`).Scan(&n))
+	same(e, "covering entries", n, 1)
+	for _, q := range []string{"SELECT 1 FROM list_entries", "DELETE FROM parry_list_entries", "SELECT 1 FROM tokens"} {
+		if _, err := c.ExecContext(e.Context(), q); err == nil {
+			e.Errorf("a reader may %s", q)
+		}
+	}
+	_, err = c.ExecContext(e.Context(), "RESET ROLE")
+	e.ok(err)
 }
 
 // BenchmarkPutEntries is one batch of 10,000 new entries, which is one transaction.
