@@ -8,7 +8,8 @@
 //	{"parry":"blocks","version":1,"exported_at":"2026-03-01T12:00:00Z"}
 //	{"source":"203.0.113.7","firewalls":["default"],"expires_at":"2026-03-01T16:00:00Z","reason":"ssh brute force"}
 //
-// A file without the first line is read as version 1. A later version is refused; unknown members of a row are, too.
+// A file without the first line is read as version 1; one that was joined of several has several such lines. A later version is refused; unknown
+// members of a row are, too.
 //
 // # CSV
 //

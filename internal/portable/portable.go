@@ -101,24 +101,28 @@ func NewReader[R any](r io.Reader, t *Table[R]) (*Reader[R], error) {
 	case err != nil:
 		return nil, err
 	case first[0] == '{':
-		return in, in.header()
+		start, _ := in.r.Peek(64)
+		if !isHeader(start) {
+			return in, nil
+		}
+		line, err := in.jsonLine()
+		if err != nil {
+			return nil, err
+		}
+		return in, in.header(line)
 	}
 	return in, in.names()
 }
 
-// header reads the first line where it is one.
-func (in *Reader[R]) header() error {
-	start, _ := in.r.Peek(64)
-	if !bytes.HasPrefix(bytes.ReplaceAll(start, []byte(" "), nil), []byte(`{"parry":`)) {
-		return nil
-	}
-	line, err := in.jsonLine()
-	if err != nil {
-		return err
-	}
+func isHeader(line []byte) bool {
+	return bytes.HasPrefix(bytes.ReplaceAll(line[:min(len(line), 64)], []byte(" "), nil), []byte(`{"parry":`))
+}
+
+// header reads the line that says what follows: the first, and in files that were joined further ones.
+func (in *Reader[R]) header(line []byte) error {
 	var h header
 	if err := json.Unmarshal(line, &h); err != nil {
-		return fmt.Errorf("the first line: %w", err)
+		return fmt.Errorf("line %d, which should say what follows: %w", in.line, err)
 	}
 	switch {
 	case h.Parry != in.t.Kind:
@@ -167,6 +171,12 @@ func (in *Reader[R]) Next() (row R, line int, err error) {
 			return row, in.line, err
 		}
 		if len(bytes.TrimSpace(text)) == 0 {
+			continue
+		}
+		if isHeader(text) {
+			if err := in.header(text); err != nil {
+				return row, in.line, err
+			}
 			continue
 		}
 		*in.t.stamp(&row) = in.at

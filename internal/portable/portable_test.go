@@ -175,6 +175,25 @@ func TestCSV_isInertInASpreadsheet(t *testing.T) {
 	}
 }
 
+// Exports can be joined; each row is as old as its own.
+func TestReader_takesJoinedFiles(t *testing.T) {
+	t.Parallel()
+	one, two := Block{Source: "203.0.113.7"}, Block{Source: "203.0.113.8"}
+	joined := write(t, JSON, Blocks, one) + strings.Replace(write(t, JSON, Blocks, two), "2026-03-01", "2026-03-02", 1)
+	rows, lines, wrong := read(t, Blocks, joined)
+	one.ExportedAt, two.ExportedAt = noon, noon.AddDate(0, 0, 1)
+	if d := cmp.Diff([]Block{one, two}, rows); d != "" || len(wrong) > 0 || !slices.Equal(lines, []int{2, 4}) {
+		t.Errorf("lines %v, wrong %v (-want +got)\n%s", lines, wrong, d)
+	}
+	r, err := NewReader(strings.NewReader(write(t, JSON, Blocks)+write(t, JSON, Exemptions)), Blocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.Next(); err == nil || !strings.Contains(err.Error(), "holds exemptions, not blocks") {
+		t.Errorf("a file of another kind in the middle: %v", err)
+	}
+}
+
 // What people write by hand: few columns, in their own order, with LF, a BOM and blank lines.
 func TestReader_takesWhatPeopleWrite(t *testing.T) {
 	t.Parallel()
