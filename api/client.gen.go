@@ -1999,7 +1999,7 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/firewalls/{name} (the `GetFirewall` operationId).
 	GetFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// AdoptFirewall Let the next run take the firewall over from another controller, a higher epoch, or a flush
+	// AdoptFirewall Let the next run take the firewall over from another controller, from a newer database of this one, or after a flush
 	//
 	// Corresponds with POST /api/v1/firewalls/{name}/adopt (the `AdoptFirewall` operationId).
 	AdoptFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2651,7 +2651,7 @@ func (c *Client) GetFirewall(ctx context.Context, name FirewallName, reqEditors 
 	return c.Client.Do(req)
 }
 
-// AdoptFirewall Let the next run take the firewall over from another controller, a higher epoch, or a flush
+// AdoptFirewall Let the next run take the firewall over from another controller, from a newer database of this one, or after a flush
 //
 // Corresponds with POST /api/v1/firewalls/{name}/adopt (the `AdoptFirewall` operationId).
 func (c *Client) AdoptFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -6202,7 +6202,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/firewalls/{name} (the `GetFirewall` operationId).
 	GetFirewallWithResponse(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*GetFirewallResult, error)
 
-	// AdoptFirewallWithResponse Let the next run take the firewall over from another controller, a higher epoch, or a flush
+	// AdoptFirewallWithResponse Let the next run take the firewall over from another controller, from a newer database of this one, or after a flush
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -9691,7 +9691,7 @@ func (c *ClientWithResponses) GetFirewallWithResponse(ctx context.Context, name 
 	return ParseGetFirewallResult(rsp)
 }
 
-// AdoptFirewallWithResponse Let the next run take the firewall over from another controller, a higher epoch, or a flush
+// AdoptFirewallWithResponse Let the next run take the firewall over from another controller, from a newer database of this one, or after a flush
 //
 // Returns a wrapper object for the known response body format(s).
 //

@@ -68,7 +68,7 @@ type ServerInterface interface {
 	// GetFirewall One firewall, with the blocks that it rejects
 	// (GET /api/v1/firewalls/{name})
 	GetFirewall(c *gin.Context, name FirewallName)
-	// AdoptFirewall Let the next run take the firewall over from another controller, a higher epoch, or a flush
+	// AdoptFirewall Let the next run take the firewall over from another controller, from a newer database of this one, or after a flush
 	// (POST /api/v1/firewalls/{name}/adopt)
 	AdoptFirewall(c *gin.Context, name FirewallName)
 	// ApproveFirewall Let the next run remove as many entries as it must

@@ -156,7 +156,7 @@ func (s *Store) SetRetiring(ctx context.Context, name string) error {
 	return s.onFirewall(ctx, "retire", name, `UPDATE firewalls SET retiring = 1, dirty_rev = $2 WHERE name = $1`, revision)
 }
 
-// SetAdopt lets the next run take the firewall over from another controller, a higher epoch or a flush.
+// SetAdopt lets the next run take the firewall over from another controller, a higher epoch or revision, or a flush.
 func (s *Store) SetAdopt(ctx context.Context, name string) error {
 	return s.onFirewall(ctx, "adopt", name, `UPDATE firewalls SET adopt = 1 WHERE name = $1`)
 }
