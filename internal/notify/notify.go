@@ -146,6 +146,7 @@ type line struct {
 	again  chan struct{} // ends the pause
 	sent   []time.Time   // bulk ones within AtMost.Per, oldest first
 	failed int           // deliveries in a row
+	due    time.Time     // when the first of what was put off is due; zero: nothing was, as far as this process knows
 	pause  time.Time     // until then nothing is tried: the other side is down, or wants to be left alone
 }
 
@@ -175,7 +176,12 @@ func (l *line) serve(ctx context.Context) {
 			l.deliver(ctx, &ds[0])
 			continue
 		}
-		sleep(ctx, wake, min(next, pollEvery))
+		if !l.due.IsZero() {
+			next = min(next, max(l.due.Sub(l.o.Now()), time.Millisecond))
+		}
+		if sleep(ctx, wake, min(next, pollEvery)); !l.due.IsZero() && !l.o.Now().Before(l.due) {
+			l.due = time.Time{}
+		}
 	}
 }
 
@@ -253,6 +259,9 @@ func (l *line) deliver(ctx context.Context, d *parry.Delivery) {
 		l.pause = l.o.Now().Add(hold)
 	}
 	next := l.o.Now().Add(wait)
+	if !l.due.After(l.o.Now()) || next.Before(l.due) {
+		l.due = next
+	}
 	l.mark(ctx, log, func(ctx context.Context) error { return l.o.Store.DeliveryFailed(ctx, d.ID, l.Name, err.Error(), next) })
 }
 
