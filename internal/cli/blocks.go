@@ -106,6 +106,9 @@ func (p *printer) blockTable(blocks []api.Block) {
 		if to := targetText(b); to != "" {
 			notes = append(notes, "→ "+to)
 		}
+		if b.Offence > 1 {
+			notes = append(notes, "offence "+strconv.Itoa(b.Offence))
+		}
 		if why := inert(strings.Trim(b.Origin+": "+b.Reason, ": ")); why != "" {
 			notes = append(notes, why)
 		}
