@@ -87,6 +87,8 @@ func (l *Lists) Run(ctx context.Context) error {
 	bg.Go(func() { l.sendHits(ctx) })
 	defer bg.Wait()
 	changed := l.o.Store.Lists(ctx)
+	begin := make(chan struct{}, 1) // what changed before it was listened for
+	begin <- struct{}{}
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	failing := false
@@ -95,6 +97,7 @@ func (l *Lists) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-begin:
 		case <-changed:
 		case <-tick.C:
 			sweep = true
