@@ -343,11 +343,11 @@ func TestHookWazuh_heedsTheListsAndADryRunPutsNothing(t *testing.T) {
 	b.putOn("partners", `{"key":"198.51.100.0/24"}`, 201)
 	alert := `{"timestamp":"` + b.clock.now().Format("2006-01-02T15:04:05.000-0700") + `","rule":{"level":10,"id":"5763","description":"sshd"},"agent":{"id":"003","name":"web01"},"id":"1.2","data":{"srcip":"198.51.100.7"}}`
 	r := b.do(asTrigger, "POST", "/api/v1/hooks/wazuh?dry_run=true", alert)
-	if r.StatusCode != 422 || b.lookup("watch", "198.51.100.7").Found {
+	if r.StatusCode != http.StatusUnprocessableEntity || b.lookup("watch", "198.51.100.7").Found {
 		t.Errorf("a dry run: %d %s", r.StatusCode, r.body)
 	}
 	r = b.do(asTrigger, "POST", "/api/v1/hooks/wazuh", alert)
-	if l := b.lookup("watch", "198.51.100.7"); r.StatusCode != 422 || !l.Found || l.Entry.RuleID != "5763" {
+	if l := b.lookup("watch", "198.51.100.7"); r.StatusCode != http.StatusUnprocessableEntity || !l.Found || l.Entry.RuleID != "5763" {
 		t.Errorf("%d %s: %+v", r.StatusCode, r.body, l)
 	}
 }
@@ -374,7 +374,7 @@ func TestCreateBlock_putsItsSourceOnTheBlocksList(t *testing.T) {
 		t.Error("it is not counted")
 	}
 	refused := b.do(asTrigger, "POST", "/api/v1/blocks", `{"source":"8.8.8.8"}`)
-	if l := into[api.ActiveList](t, b.do(asReader, "GET", "/api/v1/lists/seen", ""), 200); refused.StatusCode != 422 || l.Entries != 2 {
+	if l := into[api.ActiveList](t, b.do(asReader, "GET", "/api/v1/lists/seen", ""), 200); refused.StatusCode != http.StatusUnprocessableEntity || l.Entries != 2 {
 		t.Errorf("%d, %+v", refused.StatusCode, l)
 	}
 }
