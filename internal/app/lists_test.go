@@ -1,8 +1,10 @@
 package app_test
 
 import (
+	"encoding/xml"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/parry/parry/api"
+	"github.com/parry/parry/internal/lists"
 	"github.com/parry/parry/internal/testenv"
 )
 
@@ -88,6 +91,62 @@ func TestListHit_reachesASyslogServerAndTheShippedDecoders(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestListRules_fitTheirDecoders holds the shipped rules against the shipped decoders, as far as the files say it.
+func TestListRules_fitTheirDecoders(t *testing.T) {
+	t.Parallel()
+	for _, siem := range []string{"ossec", "wazuh"} {
+		dir := filepath.Join(repo(), "integrations", siem)
+		read := func(name string, into any) string {
+			t.Helper()
+			b, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := xml.Unmarshal([]byte("<all>"+string(b)+"</all>"), into); err != nil {
+				t.Fatalf("%s/%s: %v", siem, name, err)
+			}
+			return string(b)
+		}
+		decoders := read("parry-list-decoder.xml", new(struct{}))
+		var doc struct {
+			Rules []struct {
+				ID      int    `xml:"id,attr"`
+				Level   int    `xml:"level,attr"`
+				Decoded string `xml:"decoded_as"`
+				After   int    `xml:"if_sid"`
+				Match   string `xml:"match"`
+				Field   struct {
+					Name string `xml:"name,attr"`
+				} `xml:"field"`
+				Description string `xml:"description"`
+			} `xml:"group>rule"`
+		}
+		read("parry-list-rules.xml", &doc)
+		levels := map[int]int{}
+		for _, r := range doc.Rules {
+			if _, twice := levels[r.ID]; twice || r.ID < 100_000 || r.ID > 120_000 {
+				t.Errorf("%s: rule %d is there twice, or none of the local ones", siem, r.ID)
+			}
+			if before, ok := levels[r.After]; r.After != 0 && (!ok || before >= r.Level) {
+				t.Errorf("%s: rule %d follows %d", siem, r.ID, r.After)
+			}
+			if r.Decoded != "" && !strings.Contains(decoders, `<decoder name="`+r.Decoded+`">`) || r.Decoded == "" && r.After == 0 {
+				t.Errorf("%s: rule %d is of the decoder %q", siem, r.ID, r.Decoded)
+			}
+			if f := r.Field.Name; f != "" && !strings.Contains(decoders, "<order>"+f) {
+				t.Errorf("%s: rule %d reads %s", siem, r.ID, f)
+			}
+			if r.Match != "" && !strings.Contains(new(lists.Hit).Text(), r.Match) {
+				t.Errorf("%s: rule %d looks for %s", siem, r.ID, r.Match)
+			}
+			levels[r.ID] = r.Level
+		}
+		if len(levels) != 3 {
+			t.Errorf("%s: %d rules", siem, len(levels))
+		}
 	}
 }
 

@@ -245,6 +245,9 @@ func (p *listing) write(id string) error {
 
 // list puts the entries that come with accepted blocks. A list that is full or gone never costs a block.
 func (a *admitter) list() error {
+	if len(a.listed) == 0 {
+		return nil
+	}
 	byList := map[string][]*put{}
 	for _, p := range a.listed {
 		for i := range p.Lists {
