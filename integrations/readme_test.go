@@ -1,0 +1,76 @@
+package integrations_test
+
+import (
+	"encoding/xml"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// What the READMEs tell to put into ossec.conf is XML whose commands, executables and rules fit together.
+func TestReadme_ossecConf(t *testing.T) {
+	t.Parallel()
+	for dir, usual := range map[string][]string{
+		"ossec": {"5712", "20151", "40601"}, "wazuh": {"5712", "20151", "40601", "81661"},
+	} {
+		t.Run(dir, func(t *testing.T) {
+			t.Parallel()
+			readme, err := os.ReadFile(filepath.Join(dir, "README.md"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var conf strings.Builder
+			inside := false
+			for line := range strings.Lines(string(readme)) {
+				code, ok := strings.CutPrefix(line, "    ")
+				if inside = ok && (inside || strings.HasPrefix(code, "<")); inside {
+					conf.WriteString(code)
+				}
+			}
+			var got struct {
+				Commands []struct {
+					Name       string `xml:"name"`
+					Executable string `xml:"executable"`
+					Expect     string `xml:"expect"`
+					Timeout    string `xml:"timeout_allowed"`
+				} `xml:"command"`
+				Responses []struct {
+					Command  string `xml:"command"`
+					Location string `xml:"location"`
+					Rules    string `xml:"rules_id"`
+				} `xml:"active-response"`
+			}
+			dec := xml.NewDecoder(strings.NewReader("<ossec_config>" + conf.String() + "</ossec_config>"))
+			if err := dec.Decode(&got); err != nil {
+				t.Fatalf("%v in\n%s", err, conf.String())
+			}
+			if _, err := dec.Token(); err != io.EOF {
+				t.Errorf("more than it should be: %v", err)
+			}
+			var names, rules []string
+			for _, c := range got.Commands {
+				names = append(names, c.Name)
+				if !strings.Contains(string(readme), "/active-response/bin/"+c.Executable+"\n") {
+					t.Errorf("the README does not install %s", c.Executable)
+				}
+				if c.Timeout != "no" || (dir == "ossec") != (c.Expect == "srcip") {
+					t.Errorf("command %+v", c)
+				}
+			}
+			for _, r := range got.Responses {
+				if !slices.Contains(names, r.Command) || r.Location != "server" {
+					t.Errorf("response %+v", r)
+				}
+				rules = append(rules, strings.Split(r.Rules, ",")...)
+			}
+			for _, rule := range usual {
+				if !slices.Contains(rules, rule) {
+					t.Errorf("no response to rule %s", rule)
+				}
+			}
+		})
+	}
+}
