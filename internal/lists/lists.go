@@ -50,7 +50,7 @@ type Lists struct {
 
 	refreshing sync.Mutex     // one at a time
 	seen       parry.Revision // all up to here is in memory
-	seenAt     time.Time      // of the process's own clock
+	seenAt     time.Time      // of the machine's clock, not of Options.Now
 }
 
 const (
@@ -134,7 +134,7 @@ func (l *Lists) refresh(ctx context.Context, upTo parry.Revision) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, refreshFor)
 	defer cancel()
-	since, began := l.seen, time.Now()
+	since, began := l.seen, time.Now().Round(0) // the wall's time: the monotonic clock stands still while a machine is suspended
 	if began.Sub(l.seenAt) > trustFor {
 		since = 0
 	}
