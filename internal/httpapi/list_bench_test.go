@@ -29,6 +29,7 @@ func fillList(b *testing.B, be *bench, lt parry.ListType) uint64 {
 	b.Helper()
 	heap := func() uint64 {
 		runtime.GC()
+		runtime.GC() // what lies in pools goes with the second
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
