@@ -172,7 +172,16 @@ func (f *firewall) ageEmptyRules(by time.Duration) {
 
 func TestApply_checkShowsTheDiffAndChangesNothing(t *testing.T) {
 	t.Parallel()
-	f := start(t, "2.7.2")
+	for _, version := range []string{"2.7.2", "2.8", "2.9"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			checkChangesNothing(t, start(t, version))
+		})
+	}
+}
+
+func checkChangesNothing(t *testing.T, f *firewall) {
+	t.Helper()
 	f.mustApply(mixed, nil)
 	before := f.snapshot()
 	next := append([]string{"203.0.113.99 - gre - wan"}, mixed[1:]...)

@@ -346,7 +346,7 @@ func (w *world) leave() {
 	}
 }
 
-// Every event after every other, on a firewall that has a block in force.
+// Every event after every other: on a new firewall, on one that has a block in force, and while a run is on that will not know of them.
 func TestDerivedStates_everyPair(t *testing.T) {
 	t.Parallel()
 	for _, eng := range engines {
@@ -355,7 +355,7 @@ func TestDerivedStates_everyPair(t *testing.T) {
 			e := newEnv(t, eng.open(t))
 			n := 0
 			names := slices.Sorted(maps.Keys(events))
-			for _, start := range [][]string{{}, {"create", "run applies"}} {
+			for _, start := range [][]string{{}, {"create", "run applies"}, {"create", "run applies", "run begins"}} {
 				for _, a := range names {
 					for _, b := range names {
 						w := newWorld(e, n)
