@@ -2,6 +2,7 @@ package integrations_test
 
 import (
 	"encoding/xml"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -47,7 +48,7 @@ func TestReadme_ossecConf(t *testing.T) {
 			if err := dec.Decode(&got); err != nil {
 				t.Fatalf("%v in\n%s", err, conf.String())
 			}
-			if _, err := dec.Token(); err != io.EOF {
+			if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 				t.Errorf("more than it should be: %v", err)
 			}
 			var names, rules []string
