@@ -173,8 +173,8 @@ func (s *shell) unblock() *cobra.Command {
 		Long: `End blocks: those that are named, or, with --source, --within, --origin and so on
 and no name, all live ones that match every one of these.
 
-For a while (the configured grace, or --grace) only an operator can have the
-source blocked again. With --grace or --forget a block that has ended already will
+With --grace, or a grace in the configuration, only an operator can have the source
+blocked again for so long. With --grace or --forget a block that has ended already will
 do: --grace 0 ends a grace.`,
 		Example: `  parry unblock 203.0.113.7 --wait 30s
   parry unblock 203.0.113.7 --forget --grace 2h

@@ -12,7 +12,7 @@ type Escalation struct {
 	Ladder  []Duration `yaml:"ladder"` // the least lifetime by offence; empty: all are alike
 	Window  Duration   `yaml:"window"` // so long without a block, and a source's offences are forgotten
 	Decay   Duration   `yaml:"decay"`  // each so long without a block takes one rung; 0: none
-	Grace   Duration   `yaml:"grace"`  // of a source whose block an operator lifted; 0: none
+	Grace   Duration   `yaml:"grace"`  // of a source whose block an operator lifted without a word about grace; 0: none
 	Promote Promote    `yaml:"promote"`
 }
 
@@ -28,7 +28,7 @@ func defaultEscalation() Escalation {
 	const day = 24 * time.Hour
 	return Escalation{
 		Ladder: []Duration{Duration(4 * time.Hour), Duration(day), Duration(7 * day), Duration(30 * day)},
-		Window: Duration(30 * day), Decay: Duration(7 * day), Grace: Duration(time.Hour),
+		Window: Duration(30 * day), Decay: Duration(7 * day),
 		Promote: Promote{Within: Duration(time.Hour), V4: 24, V6: 64},
 	}
 }
