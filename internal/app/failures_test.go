@@ -210,6 +210,26 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 	}
 }
 
+func TestBundle_aBadEditIsToldAndTheLastGoodOneGoesOn(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.start()
+	c := p.client()
+	block(t, c, api.BlockRequest{Source: "203.0.113.1"}, "60s")
+	book := filepath.Join(p.dir, "bundles", "pfsense", "apply.yml")
+	p.replace(book, "hosts: all", "hosts: [all")
+	if got := block(t, c, api.BlockRequest{Source: "203.0.113.2"}, "60s"); got.State != "enforced" || got.Enforced != 2 {
+		t.Errorf("with a broken playbook beside the good copy: %+v", got)
+	}
+	problem := func(part string) bool {
+		r, err := c.GetReadinessWithResponse(t.Context())
+		return err == nil && strings.Contains(string(r.Body), part)
+	}
+	eventually(t, "readyz tells of it", func() bool { return problem("apply.yml") })
+	p.replace(book, "hosts: [all", "hosts: all")
+	eventually(t, "readyz is content again", func() bool { return !problem("apply.yml") })
+}
+
 func TestReject_oneBadEntryAmongAHundredStopsNoOther(t *testing.T) {
 	t.Parallel()
 	lab, mail := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"}), testenv.StartMail(t, testenv.MailOptions{})
