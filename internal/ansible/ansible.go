@@ -33,10 +33,11 @@ type Spec struct {
 	RunID    parry.RunID
 	Host     Host
 	Bundle   bundle.Bundle
-	Kind     parry.RunKind  // RunVerify runs verify.yml, the others apply.yml
+	Kind     parry.RunKind  // RunVerify runs verify.yml, the others apply.yml; RunCheck in check mode with --diff
 	Vars     map[string]any // extra-vars: nil, bool, numbers, strings, lists and maps of these; strings are never templated
 	Desired  []byte         // the desired file's content, empty but not nil for nothing blocked; none goes to a RunVerify
-	Check    bool           // ansible-playbook --check
+	Exempt   []byte         // the exempt file's content; nil: the run changes nothing about exemptions. Not for a RunVerify
+	Check    bool           // ansible-playbook --check, as a RunCheck always is
 	Diff     bool           // ansible-playbook --diff
 	Deadline time.Duration  // 0: Options.Deadline
 	Lock     *os.File       // from LockLane; the child holds it too, so that an orphan keeps the lane. May be nil
@@ -51,18 +52,23 @@ type Outcome struct {
 	Proof    *parry.Proof   `json:"proof,omitempty"`   // nil when none came
 	Rejected []Rejection    `json:"rejected,omitempty"`
 	Changed  bool           `json:"changed"`
-	// Details is the play's answer as it came, without its rejects: the failure code, the epoch and controller that the firewall knows,
+	// Details is the play's answer as it came, without its rejects and facts: the failure code, the epoch and controller that the firewall knows,
 	// its version …; numbers are json.Number.
 	Details map[string]any `json:"details,omitempty"`
-	Stats   Stats          `json:"stats"`
-	RC      int            `json:"rc"`      // exit code, -1 when a signal ended it
-	Wall    time.Duration  `json:"wall_ns"` // from start until the last process was gone
-	CPU     time.Duration  `json:"cpu_ns"`  // user and system, of all processes that were waited for
-	MaxRSS  int64          `json:"max_rss"` // bytes, of ansible-playbook's first process
-	Warm    bool           `json:"warm"`    // over the warm ssh master
-	Command string         `json:"command"` // how to repeat it by hand, for a shell
-	Dir     string         `json:"-"`       // the run's directory, absolute
-	LogTail string         `json:"-"`       // the log's end, at most 4 KiB; hostile text
+	// Facts are those of a verify; nil when none came.
+	Facts *parry.FirewallFacts `json:"facts,omitempty"`
+	// Loaded is what a verify read back entry by entry, contract 1's loaded file as it was written: hostile text of at most 64 MiB.
+	// Nil when the bundle writes none.
+	Loaded  []byte        `json:"-"`
+	Stats   Stats         `json:"stats"`
+	RC      int           `json:"rc"`      // exit code, -1 when a signal ended it
+	Wall    time.Duration `json:"wall_ns"` // from start until the last process was gone
+	CPU     time.Duration `json:"cpu_ns"`  // user and system, of all processes that were waited for
+	MaxRSS  int64         `json:"max_rss"` // bytes, of ansible-playbook's first process
+	Warm    bool          `json:"warm"`    // over the warm ssh master
+	Command string        `json:"command"` // how to repeat it by hand, for a shell
+	Dir     string        `json:"-"`       // the run's directory, absolute
+	LogTail string        `json:"-"`       // the log's end, at most 4 KiB; hostile text
 }
 
 // Rejection is one line of the desired file that the firewall cannot take.

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/parry/parry/internal/parry"
@@ -182,6 +184,10 @@ func (w *witness) judgeProof(o *Outcome, lines int) {
 		}
 		o.State, o.Failure, o.Task, o.Message = parry.RunSucceeded, "", "", ""
 		o.Proof, o.Rejected, o.Details = proof, rejected, decode(a.Parry)
+		if o.Facts, err = parseFacts(a.Parry); err != nil {
+			o.State, o.Failure, o.Proof = parry.RunFailed, parry.FailNoProof, nil
+			o.Message = clip("the play's facts cannot be used: "+err.Error(), maxMessage)
+		}
 		if changed, ok := o.Details["changed"].(bool); ok {
 			o.Changed = changed
 		}
@@ -200,8 +206,10 @@ func parseProof(raw []byte, lines int) (*parry.Proof, []Rejection, error) {
 		SHA256, Controller           string
 		Count, Added, Removed, Rules json.Number
 		Capacity, Epoch              json.Number
-		MachineID                    any `json:"machine_id"`
-		RunID                        any `json:"run_id"`
+		MachineID                    any         `json:"machine_id"`
+		RunID                        any         `json:"run_id"`
+		ExemptSHA256                 string      `json:"exempt_sha256"`
+		ExemptCount                  json.Number `json:"exempt_count"`
 		Rejected                     []struct {
 			Line json.Number
 			Code string
@@ -236,6 +244,9 @@ func parseProof(raw []byte, lines int) (*parry.Proof, []Rejection, error) {
 		Controller: clip(a.Controller, 128),
 		MachineID:  word(a.MachineID),
 		RunID:      word(a.RunID),
+
+		ExemptSHA256: a.ExemptSHA256,
+		ExemptCount:  int(number("exempt_count", a.ExemptCount)),
 	}
 	var rejected []Rejection
 	for _, r := range a.Rejected {
@@ -248,13 +259,82 @@ func parseProof(raw []byte, lines int) (*parry.Proof, []Rejection, error) {
 	switch {
 	case !sha256RE.MatchString(p.SHA256):
 		return nil, nil, fmt.Errorf("sha256 is %q", clip(p.SHA256, 80))
+	case p.ExemptSHA256 != "" && !sha256RE.MatchString(p.ExemptSHA256):
+		return nil, nil, fmt.Errorf("exempt_sha256 is %q", clip(p.ExemptSHA256, 80))
 	case a.Count == "":
 		return nil, nil, errors.New("count is missing")
 	}
 	return p, rejected, bad
 }
 
-// decode reads an answer as it came, without its list of rejects; nil when it is none.
+const maxFacts = 1024 // of each kind
+
+// parseFacts reads what a firewall says of itself; nil when it says nothing.
+func parseFacts(raw []byte) (*parry.FirewallFacts, error) {
+	var a struct {
+		Facts *struct {
+			Addresses, Gateways, Resolvers []string
+			Forwards                       []struct {
+				Destination, Protocol, To string
+				Port                      uint16
+				PortEnd                   uint16 `json:"port_end"`
+				ToPort                    uint16 `json:"to_port"`
+			}
+		}
+	}
+	if err := json.Unmarshal(raw, &a); err != nil || a.Facts == nil {
+		return nil, err
+	}
+	var bad error
+	address := func(what, s string) netip.Addr {
+		ip, err := netip.ParseAddr(s)
+		if ip = ip.Unmap(); err != nil || ip.Zone() != "" || ip.IsUnspecified() || ip.IsMulticast() {
+			bad = errors.Join(bad, fmt.Errorf("%s: %q is no single address", what, clip(s, 64)))
+		}
+		return ip
+	}
+	addresses := func(what string, all []string) (out []netip.Addr) {
+		if len(all) > maxFacts {
+			bad = errors.Join(bad, fmt.Errorf("%s: %d of them, at most %d", what, len(all), maxFacts))
+			return nil
+		}
+		for _, s := range all {
+			out = append(out, address(what, s))
+		}
+		return out
+	}
+	f := &parry.FirewallFacts{
+		Addresses: addresses("addresses", a.Facts.Addresses), Gateways: addresses("gateways", a.Facts.Gateways),
+		Resolvers: addresses("resolvers", a.Facts.Resolvers),
+	}
+	if len(a.Facts.Forwards) > maxFacts {
+		return nil, fmt.Errorf("forwards: %d of them, at most %d", len(a.Facts.Forwards), maxFacts)
+	}
+	for _, w := range a.Facts.Forwards {
+		p := parry.PortForward{
+			Destination: address("forwards.destination", w.Destination), To: address("forwards.to", w.To),
+			Protocol: parry.Protocol(w.Protocol), Port: w.Port, PortEnd: cmp.Or(w.PortEnd, w.Port), ToPort: cmp.Or(w.ToPort, w.Port),
+		}
+		if p.Protocol == "-" {
+			p.Protocol = parry.ProtoAny
+		}
+		switch {
+		case p.Protocol != parry.ProtoAny && !slices.Contains(parry.Protocols, p.Protocol):
+			bad = errors.Join(bad, fmt.Errorf("forwards.protocol: %q", clip(w.Protocol, 64)))
+		case p.Port != 0 && !p.Protocol.HasPorts(), p.PortEnd < p.Port, int(p.ToPort)+int(p.PortEnd-p.Port) > 65535:
+			bad = errors.Join(bad, fmt.Errorf("forwards: ports %d to %d of %q", p.Port, p.PortEnd, clip(w.Protocol, 64)))
+		case p.Destination.Is4() != p.To.Is4():
+			bad = errors.Join(bad, fmt.Errorf("forwards: %s to %s", p.Destination, p.To))
+		}
+		f.Forwards = append(f.Forwards, p)
+	}
+	if bad != nil {
+		return nil, bad
+	}
+	return f, nil
+}
+
+// decode reads an answer as it came, without its rejects and facts; nil when it is none.
 func decode(raw []byte) map[string]any {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
@@ -263,6 +343,7 @@ func decode(raw []byte) map[string]any {
 		return nil
 	}
 	delete(m, "rejected")
+	delete(m, "facts")
 	return m
 }
 

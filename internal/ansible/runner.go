@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/apenella/go-ansible/v2/pkg/playbook"
+	"golang.org/x/sys/unix"
 
 	"github.com/parry/parry/internal/bundle"
 	"github.com/parry/parry/internal/parry"
@@ -256,17 +258,48 @@ func (r *Runner) run(ctx context.Context, s *Spec, dir string) (*Outcome, error)
 	return o, nil
 }
 
+// files are those of a run's directory that the playbooks get by a variable.
+var files = map[string]string{"parry_desired_file": "desired.txt", "parry_exempt_file": "exempt.txt", "parry_loaded_file": "loaded.txt"}
+
+const maxLoaded = 64 << 20
+
+// takeLoaded reads what a verify wrote and takes it away: the outcome has it, and a directory kept for weeks need not.
+func takeLoaded(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxLoaded+1))
+	if err == nil && len(b) > maxLoaded {
+		err = fmt.Errorf("the loaded file is over %d MiB", maxLoaded>>20)
+	}
+	return b, errors.Join(err, os.Remove(path))
+}
+
 // writeInputs makes all that ansible-playbook reads besides the bundle.
 func (r *Runner) writeInputs(s *Spec, dir string, control []string) error {
 	vars := map[string]any{}
 	maps.Copy(vars, s.Vars)
 	vars["parry_contract"], vars["parry_run_id"] = bundle.Contract, string(s.RunID)
-	delete(vars, "parry_desired_file")
-	if s.Desired != nil && s.Kind != parry.RunVerify {
-		path := filepath.Join(dir, "desired.txt")
-		vars["parry_desired_file"] = path
-		if err := writeNew(path, s.Desired); err != nil {
-			return err
+	for name, file := range files {
+		delete(vars, name)
+		path := filepath.Join(dir, file)
+		switch {
+		case name == "parry_loaded_file" && s.Kind == parry.RunVerify && s.Bundle.Manifest.Loaded:
+			vars[name] = path // for the play to write
+		case name == "parry_desired_file" && s.Desired != nil && s.Kind != parry.RunVerify:
+			vars[name] = path
+			if err := writeNew(path, s.Desired); err != nil {
+				return err
+			}
+		case name == "parry_exempt_file" && s.Exempt != nil && s.Kind != parry.RunVerify && s.Bundle.Manifest.Exemptions:
+			vars[name] = path
+			if err := writeNew(path, s.Exempt); err != nil {
+				return err
+			}
 		}
 	}
 	b, err := extraVars(vars, &s.Bundle.Manifest)
@@ -319,7 +352,7 @@ func (r *Runner) play(ctx context.Context, s *Spec, dir string, held *os.File) (
 	if s.Lock != nil {
 		l.files = append(l.files, s.Lock)
 	}
-	opts := &playbook.AnsiblePlaybookOptions{Inventory: filepath.Join(dir, "inventory.json"), Check: s.Check, Diff: s.Diff}
+	opts := &playbook.AnsiblePlaybookOptions{Inventory: filepath.Join(dir, "inventory.json"), Check: s.Check || s.Kind == parry.RunCheck, Diff: s.Diff || s.Kind == parry.RunCheck}
 	if err := opts.AddExtraVarsFile(filepath.Join(dir, "vars.json")); err != nil {
 		return nil, err
 	}
@@ -351,6 +384,9 @@ func (r *Runner) play(ctx context.Context, s *Spec, dir string, held *os.File) (
 		if ctx.Err() != nil {
 			o.Failure, o.Message = parry.FailCancelled, "ended from outside before it was done"
 		}
+	}
+	if o.Loaded, err = takeLoaded(filepath.Join(dir, files["parry_loaded_file"])); err != nil {
+		o.State, o.Failure, o.Message, o.Loaded = parry.RunFailed, parry.FailNoProof, "what the play says is loaded cannot be read: "+err.Error(), nil
 	}
 	o.LogTail = strings.ToValidUTF8(string(out.log.last(logTail)), "�")
 	if err := out.finish(); err != nil { // what was decided is not undone by a full disk

@@ -30,6 +30,10 @@ type Manifest struct {
 	Ports       bool               `yaml:"ports"`       // destination ports
 	Interfaces  bool               `yaml:"interfaces"`  // an interface can be chosen
 	Timeouts    bool               `yaml:"timeouts"`    // the firewall itself keeps an entry's expiry
+	Loaded      bool               `yaml:"loaded"`      // verify writes what is loaded, entry by entry
+	Counters    bool               `yaml:"counters"`    // with what each entry has dropped
+	Exemptions  bool               `yaml:"exemptions"`  // apply puts the exemptions ahead of the drops
+	Facts       bool               `yaml:"facts"`       // verify answers the firewall's own addresses and port forwards
 	Settings    map[string]Setting `yaml:"settings"`    // the firewall's own variables, by name
 }
 

@@ -110,6 +110,27 @@ type Proof struct {
 	Controller string `json:"controller"`
 	MachineID  string `json:"machine_id"`
 	RunID      string `json:"run_id"`
+
+	ExemptSHA256 string `json:"exempt_sha256,omitempty"` // hex, over the sorted exemptions that are loaded ahead of the drops; empty: the bundle takes none
+	ExemptCount  int    `json:"exempt_count,omitempty"`
+}
+
+// FirewallFacts is what a firewall says of itself: hostile until checked, hence bounded and of single addresses only.
+type FirewallFacts struct {
+	Addresses []netip.Addr  `json:"addresses,omitempty"`
+	Gateways  []netip.Addr  `json:"gateways,omitempty"`
+	Resolvers []netip.Addr  `json:"resolvers,omitempty"`
+	Forwards  []PortForward `json:"forwards,omitempty"`
+}
+
+// PortForward is destination NAT: what arrives for Destination goes on to To. Its filter rules see To.
+type PortForward struct {
+	Destination netip.Addr `json:"destination"`
+	Protocol    Protocol   `json:"protocol,omitempty"` // empty: every protocol and port, as 1:1 NAT does
+	Port        uint16     `json:"port,omitempty"`     // 0: every port
+	PortEnd     uint16     `json:"port_end,omitempty"` // the last one of a range; Port where it is none
+	To          netip.Addr `json:"to"`
+	ToPort      uint16     `json:"to_port,omitempty"` // of Port; those after it follow
 }
 
 // FirewallState is what the store knows of a firewall.

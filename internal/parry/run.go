@@ -38,6 +38,7 @@ const (
 	RunApply  RunKind = "apply"
 	RunVerify RunKind = "verify"
 	RunRetire RunKind = "retire" // apply with nothing desired
+	RunCheck  RunKind = "check"  // apply in check mode: shows what it would change
 )
 
 // RunState is where a run stands.
@@ -81,7 +82,7 @@ type Run struct {
 
 // SentRevision is what the run may have brought its firewall to, 0 when it cannot have changed anything.
 func (r *Run) SentRevision() Revision {
-	if r.Kind == RunVerify || r.State == RunFailed && r.Failure.Refused() {
+	if r.Kind == RunVerify || r.Kind == RunCheck || r.State == RunFailed && r.Failure.Refused() {
 		return 0
 	}
 	return r.Revision
