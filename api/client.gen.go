@@ -299,6 +299,24 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for HoldKind.
+const (
+	HoldKindFlush HoldKind = "flush"
+	HoldKindHold  HoldKind = "hold"
+)
+
+// Valid indicates whether the value is a known member of the HoldKind enum.
+func (e HoldKind) Valid() bool {
+	switch e {
+	case HoldKindFlush:
+		return true
+	case HoldKindHold:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HookDecisionDecision.
 const (
 	HookDecisionDecisionBlock   HookDecisionDecision = "block"
@@ -1032,13 +1050,13 @@ type Firewall struct {
 	Rejects  []Reject `json:"rejects,omitempty,omitzero"`
 	Retiring bool     `json:"retiring,omitempty,omitzero"`
 
-	// State proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word;
-	// retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
+	// State proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
+	// flush.yml run by hand; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
 	State FirewallCondition `json:"state"`
 }
 
-// FirewallCondition proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word;
-// retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
+// FirewallCondition proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
+// flush.yml run by hand; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
 type FirewallCondition string
 
 // FirewallList defines model for FirewallList.
@@ -1056,14 +1074,30 @@ type HealthStatus string
 
 // Hold defines model for Hold.
 type Hold struct {
-	By     string    `json:"by"`
+	By string `json:"by"`
+
+	// Kind hold: an operator's word, what is loaded stays; flush: flush.yml was run by hand, the firewall is empty until it is adopted
+	Kind   HoldKind  `json:"kind"`
 	Reason string    `json:"reason,omitempty,omitzero"`
 	Since  time.Time `json:"since"`
+
+	// Until It ends by itself then
+	Until time.Time `json:"until,omitempty,omitzero"`
 }
+
+// HoldKind hold: an operator's word, what is loaded stays; flush: flush.yml was run by hand, the firewall is empty until it is adopted
+type HoldKind string
 
 // HoldRequest defines model for HoldRequest.
 type HoldRequest struct {
+	// For It ends by itself after so long; this or `until`, or neither
+	//
+	// Example: 2h
+	For    string `json:"for,omitempty,omitzero" validate:"max=32"`
 	Reason string `json:"reason,omitempty,omitzero" validate:"max=1024"`
+
+	// Until It ends by itself then
+	Until time.Time `json:"until,omitempty,omitzero"`
 }
 
 // HookAlert What was read off the alert

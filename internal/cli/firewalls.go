@@ -140,7 +140,14 @@ func inertPrefix(prefix, s string) string {
 }
 
 func holdText(p *printer, h api.Hold) string {
-	return "held " + p.ago(h.Since) + " by " + inert(h.By) + inertPrefix(": ", h.Reason)
+	s := "held " + p.ago(h.Since) + " by " + inert(h.By)
+	if h.Kind == api.HoldKindFlush {
+		s = "emptied " + inert(h.By) + ", noticed " + p.ago(h.Since) + "; when it may be filled again: parry firewalls adopt"
+	}
+	if !h.Until.IsZero() {
+		s += ", for another " + p.left(h.Until)
+	}
+	return s + inertPrefix(": ", h.Reason)
 }
 
 func failingText(p *printer, i *api.Incident) string {
@@ -211,11 +218,12 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 
 func (s *shell) hold() *cobra.Command {
 	var off, all bool
-	var reason string
+	var req api.HoldRequest
+	var until string
 	c := &cobra.Command{
 		Use:   "hold NAME | --all",
 		Short: "Stop applying to firewalls while accepting goes on",
-		Example: `  parry hold fw-a --reason "maintenance"
+		Example: `  parry hold fw-a --reason "maintenance" --for 2h
   parry hold --all
   parry hold --off --all`,
 		Args: cobra.MaximumNArgs(1),
@@ -223,11 +231,17 @@ func (s *shell) hold() *cobra.Command {
 			if all == (len(args) == 1) {
 				return fail(ExitUsage, "name one firewall, or give --all")
 			}
+			if until != "" {
+				var err error
+				if req.Until, err = time.Parse(time.RFC3339, until); err != nil {
+					return fail(ExitUsage, "--until: write a time such as 2026-11-28T15:00:00Z, or --for 2h")
+				}
+			}
 			cl, err := s.client(0)
 			if err != nil {
 				return err
 			}
-			ctx, req := c.Context(), api.HoldRequest{Reason: reason}
+			ctx := c.Context()
 			var body []byte
 			var items []api.Firewall
 			switch {
@@ -262,7 +276,10 @@ func (s *shell) hold() *cobra.Command {
 	f := c.Flags()
 	f.BoolVar(&off, "off", false, "go on applying")
 	f.BoolVar(&all, "all", false, "every firewall; stands beside the firewalls' own holds")
-	f.StringVar(&reason, "reason", "", "why, for the others")
+	f.StringVar(&req.Reason, "reason", "", "why, for the others")
+	f.StringVar(&req.For, "for", "", "it ends by itself after so `long`: 30m, 2h, 1d")
+	f.StringVar(&until, "until", "", "it ends by itself at this `time`: 2026-11-28T15:00:00Z")
 	c.MarkFlagsMutuallyExclusive("off", "reason")
+	c.MarkFlagsMutuallyExclusive("off", "for", "until")
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/gin-gonic/gin"
 
@@ -24,8 +25,8 @@ func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
 	if s.o.Phase != nil {
 		out.Phase = s.o.Phase(st.Name)
 	}
-	if st.Hold.Held() {
-		out.Hold = api.Hold{By: st.Hold.By, Reason: st.Hold.Reason, Since: st.Hold.Since.UTC()}
+	if h := st.Brake(); h.Held() {
+		out.Hold = api.Hold{Kind: api.HoldKind(h.Kind), By: h.By, Reason: h.Reason, Since: h.Since.UTC(), Until: utc(h.Until)}
 	}
 	if i := st.Incident; i.Open() {
 		out.Incident = api.Incident{
@@ -45,7 +46,7 @@ func condition(st *parry.FirewallState) api.FirewallCondition {
 		return api.FirewallConditionRetiring
 	case !st.Listed:
 		return api.FirewallConditionUnlisted
-	case st.Hold.Held():
+	case st.Brake().Held():
 		return api.FirewallConditionHeld
 	case st.Incident.Open():
 		return api.FirewallConditionFailing
@@ -117,6 +118,25 @@ func (s *Server) mayTouch(c *gin.Context, name string) error {
 
 var holdFields = []field[api.HoldRequest]{
 	{"reason", func(r *api.HoldRequest, v value) { r.Reason = v.str() }},
+	{"for", func(r *api.HoldRequest, v value) { r.For = v.duration() }},
+	{"until", func(r *api.HoldRequest, v value) { r.Until = v.time() }},
+}
+
+// holdEnd is when a hold ends by itself, zero for never.
+func holdEnd(req *api.HoldRequest, now time.Time) (time.Time, error) {
+	switch {
+	case req.For != "" && !req.Until.IsZero():
+		return time.Time{}, parry.Invalid("", "give either for or until, or neither: then the hold stands until it is released")
+	case req.For != "":
+		d, err := parry.ParseTTL(req.For)
+		if err != nil {
+			return time.Time{}, parry.Invalid("/for", "%s", err)
+		}
+		return now.Add(d), nil
+	case !req.Until.IsZero() && !req.Until.After(now):
+		return time.Time{}, parry.Invalid("/until", "%s is not in the future; to release the hold now, delete it", req.Until.Format(time.RFC3339))
+	}
+	return req.Until, nil
 }
 
 // setHold holds or releases one firewall, or all of them under the name "".
@@ -128,6 +148,10 @@ func (s *Server) setHold(c *gin.Context, name string, hold bool) error {
 			return err
 		}
 		h = parry.Hold{By: principal(c).Token.Name, Reason: req.Reason, Since: s.o.Now()}
+		var err error
+		if h.Until, err = holdEnd(&req, h.Since); err != nil {
+			return err
+		}
 	}
 	if err := s.mayTouch(c, name); err != nil {
 		return err
@@ -200,10 +224,14 @@ func (s *Server) firewallsCheck(ctx context.Context) []string {
 		switch {
 		case !st.Listed && st.Proof.Count > 0:
 			out = append(out, st.Name+" is gone from the configuration and may still hold entries: list it again, then parry firewalls retire "+st.Name)
+		case st.Brake().Kind == parry.HoldFlush:
+			out = append(out, st.Name+" was "+st.Brake().String()+" and stays empty; when it may be filled again: parry firewalls adopt "+st.Name)
+		case st.Incident.Open() && st.Hold.Held():
+			out = append(out, st.Name+" is failing: "+string(st.Incident.Failure)+", and "+st.Hold.String())
 		case st.Incident.Open():
 			out = append(out, st.Name+" is failing: "+string(st.Incident.Failure))
 		case st.Hold.Held():
-			out = append(out, st.Name+" is held by "+st.Hold.By)
+			out = append(out, st.Name+" is "+st.Hold.String())
 		}
 	}
 	slices.Sort(out)

@@ -20,7 +20,7 @@ func TestFirewalls_holdAndRelease(t *testing.T) {
 	if held.State != "held" || held.Hold.By != "operator" || held.Hold.Reason != "upgrade {{ x }}" || held.Groups[0] != "edge" || held.Bundle != "pfsense" {
 		t.Errorf("got %+v", held)
 	}
-	if got := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201); got.State != "held" || got.Status[0].Reason != "held by operator" {
+	if got := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201); got.State != "held" || got.Status[0].Reason != "held by operator: upgrade {{ x }}" {
 		t.Errorf("a block on a held firewall: %+v", got)
 	}
 	if got := into[api.Firewall](t, b.do(parry.RoleOperator, "DELETE", "/api/v1/firewalls/edge-a/hold", ""), 200); got.State != "pending" || got.Hold.By != "" {
@@ -34,6 +34,38 @@ func TestFirewalls_holdAndRelease(t *testing.T) {
 	into[api.FirewallList](t, b.do(parry.RoleOperator, "DELETE", "/api/v1/hold", ""), 200)
 	if got := into[api.Firewall](t, b.do(parry.RoleReader, "GET", "/api/v1/firewalls/core", ""), 200); got.State != "pending" {
 		t.Errorf("after the release of all: %+v", got)
+	}
+}
+
+func TestFirewalls_aHoldMayEndByItself(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := into[api.Firewall](t, b.do(parry.RoleOperator, "PUT", "/api/v1/firewalls/edge-a/hold", `{"reason":"upgrade","for":"2h"}`), 200)
+	if got := held.Hold.Until.Sub(held.Hold.Since); got != 2*time.Hour || held.Hold.Kind != "hold" {
+		t.Errorf("got %+v", held.Hold)
+	}
+	at := held.Hold.Since.Add(time.Hour).Format(time.RFC3339)
+	held = into[api.Firewall](t, b.do(parry.RoleOperator, "PUT", "/api/v1/firewalls/edge-a/hold", `{"until":"`+at+`"}`), 200)
+	if got := held.Hold.Until.Format(time.RFC3339); got != at {
+		t.Errorf("until %s, want %s", got, at)
+	}
+	got := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", goodBlock), 201)
+	if want := "held by operator until " + at; got.Status[0].Reason != want {
+		t.Errorf("the block says %q, want %q", got.Status[0].Reason, want)
+	}
+	if r := b.do(parry.RoleReader, "GET", "/readyz", ""); !strings.Contains(r.body, "edge-a is held by operator until "+at) {
+		t.Errorf("readyz: %s", r.body)
+	}
+	for body, pointer := range map[string]string{
+		`{"for":"2h","until":"` + at + `"}`:          `""`,
+		`{"for":"soon"}`:                             "/for",
+		`{"until":"2020-01-01T00:00:00Z"}`:           "/until",
+		`{"until":"tomorrow"}`:                       "/until",
+		`{"for":"` + strings.Repeat("1", 40) + `h"}`: "/for",
+	} {
+		if r := b.do(parry.RoleOperator, "PUT", "/api/v1/firewalls/edge-a/hold", body); r.StatusCode != http.StatusBadRequest || !strings.Contains(r.body, pointer) {
+			t.Errorf("%s: %d %s", body, r.StatusCode, r.body)
+		}
 	}
 }
 

@@ -91,8 +91,8 @@ func (p picture) present(b *parry.Block, rejects []parry.Reject) api.Block {
 		switch {
 		case st == parry.StateRejected:
 			on.Reason = reject.Code
-		case (st == parry.StateHeld || st == parry.StateLifting) && state.Hold.Held():
-			on.Reason = "held by " + state.Hold.By
+		case (st == parry.StateHeld || st == parry.StateLifting) && state.Brake().Held():
+			on.Reason = state.Brake().String()
 		case (st == parry.StateDegraded || st == parry.StateLifting) && state.Incident.Open():
 			on.Reason = string(state.Incident.Failure)
 		}

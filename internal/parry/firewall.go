@@ -75,23 +75,49 @@ func (f *Fleet) Check(s Selector) error {
 	return nil
 }
 
+// HoldKind is what a hold comes from.
+type HoldKind string
+
+const (
+	HoldWord  HoldKind = "hold"  // an operator's word: nothing is applied, what is loaded stays
+	HoldFlush HoldKind = "flush" // flush.yml, run by hand: the firewall is empty and keeps itself so until it is adopted
+)
+
 // Hold stops applying to a firewall while accepting goes on. The zero Hold is none.
 type Hold struct {
+	Kind   HoldKind // empty is HoldWord
 	By     string
 	Reason string // inert text
 	Since  time.Time
+	Until  time.Time // it ends by itself then; zero: when it is released
 }
 
 // Held tells whether there is one.
 func (h Hold) Held() bool { return !h.Since.IsZero() }
+
+// String says it in a few words: "held by anna until 2026-11-28T15:00:00Z: maintenance". The reason is a caller's: inert text.
+func (h Hold) String() string {
+	s := "held by " + h.By
+	if h.Kind == HoldFlush {
+		s = "emptied " + h.By
+	}
+	if !h.Until.IsZero() {
+		s += " until " + h.Until.UTC().Format(time.RFC3339)
+	}
+	if h.Reason != "" {
+		s += ": " + h.Reason
+	}
+	return s
+}
 
 // Incident is a firewall's trouble, from the first failed run until a run succeeds. The zero Incident is none.
 type Incident struct {
 	ID       NotificationID // stable: threads its mails
 	Since    time.Time
 	Failure  Failure
-	Message  string // of the newest failure; hostile text, show it inert
-	Attempts int    // failed runs so far
+	Began    time.Time // of Failure: another one may have opened the incident
+	Message  string    // of the newest failure; hostile text, show it inert
+	Attempts int       // failed runs so far
 	NextTry  time.Time
 }
 
@@ -146,11 +172,23 @@ type FirewallState struct {
 	Epoch      int64
 	Adopt      bool // the operator's word that the next run may take the firewall over
 	Approved   bool // the operator's word that the next run may remove many entries
-	Hold       Hold // its own, or the one for all
+	Hold       Hold // its own or the one for all, whichever lasts longer
 	Incident   Incident
 	Proof      Proof // of the last run that counted
 	ProvedAt   time.Time
 	LastRun    RunID
+}
+
+// Brake is what keeps a firewall as it is by somebody's will: a hold, or flush.yml run by hand. The zero Hold: nothing does.
+func (s *FirewallState) Brake() Hold {
+	if !s.Hold.Held() && s.Incident.Failure == FailFlushed {
+		since := s.Incident.Began
+		if since.IsZero() {
+			since = s.Incident.Since
+		}
+		return Hold{Kind: HoldFlush, By: "by hand (flush.yml)", Since: since}
+	}
+	return s.Hold
 }
 
 // Converged tells whether all up to rev is applied.
@@ -195,7 +233,7 @@ func Derive(b *Block, fw *FirewallState, rejected bool) State {
 		return StateRejected
 	case b.Rev <= fw.AppliedRev && fw.DirtyRev <= fw.AppliedRev:
 		return StateEnforced
-	case fw.Hold.Held():
+	case fw.Brake().Held():
 		return StateHeld
 	case fw.Incident.Open():
 		return StateDegraded

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +84,12 @@ func (r *Reconciler) expire(ctx context.Context) {
 				r.log.Error("end due blocks", "err", err)
 				d = 5 * time.Second
 			}
-			wait = min(wait, d)
+			h, err := r.endHolds(ctx, now)
+			if err != nil && !errors.Is(err, context.Canceled) {
+				r.log.Error("end holds", "err", err)
+				h = 5 * time.Second
+			}
+			wait = min(wait, d, h)
 		}
 		select {
 		case <-ctx.Done():
@@ -112,6 +118,22 @@ func (r *Reconciler) endDue(ctx context.Context, now time.Time) (time.Duration, 
 		return time.Second, nil // due by our clock and not by the store's: no hot loop
 	}
 	return 0, nil
+}
+
+// endHolds releases what is held no longer than now, and returns how long until there may be more.
+func (r *Reconciler) endHolds(ctx context.Context, now time.Time) (time.Duration, error) {
+	next, err := r.o.Store.NextHoldEnd(ctx)
+	if err != nil || next.IsZero() {
+		return time.Hour, err
+	}
+	if wait := next.Sub(now); wait > 0 {
+		return wait, nil
+	}
+	ended, err := r.o.Store.EndHolds(ctx, now)
+	for _, name := range ended {
+		r.log.Info("a hold is over: its time has come", "firewall", cmp.Or(name, "all"))
+	}
+	return 0, err
 }
 
 // pause waits unless ctx ends first.

@@ -97,6 +97,9 @@ func (t *try) failed(ctx context.Context, v verdict, f *parry.FinishRun) time.Ti
 		m.trusted, m.probe, m.sentSum = "", nil, ""
 		f.Dirty = t.st.DirtyRev <= t.st.AppliedRev
 	}
+	if v.failure == parry.FailFlushed { // nothing is in force there any more
+		f.Dirty = t.st.DirtyRev <= t.st.AppliedRev
+	}
 	in := &f.Incident
 	if !in.Open() {
 		in.Since = t.run.StartedAt
@@ -112,6 +115,9 @@ func (t *try) failed(ctx context.Context, v verdict, f *parry.FinishRun) time.Ti
 		m.pace, m.streak = pace, 0
 	}
 	m.streak++
+	if in.Failure != v.failure {
+		in.Began = t.run.StartedAt
+	}
 	in.Failure, in.Message = v.failure, v.message
 	in.Attempts++
 	in.NextTry = now.Add(t.r.o.Backoff.after(pace, m.streak, t.r.o.Rand()))

@@ -31,6 +31,8 @@ type Store interface {
 	EndExempted(ctx context.Context, x []parry.Exemption) ([]parry.BlockID, error)
 	EndDue(ctx context.Context, now time.Time) (int, error)
 	NextDue(ctx context.Context) (time.Time, error)
+	NextHoldEnd(ctx context.Context) (time.Time, error)
+	EndHolds(ctx context.Context, now time.Time) (ended []string, err error)
 	MarkDirty(ctx context.Context, name string) error
 	BeginRun(ctx context.Context, run parry.Run) error
 	FinishRun(ctx context.Context, f parry.FinishRun) error

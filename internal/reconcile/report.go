@@ -40,7 +40,7 @@ func (t *try) failureReport(ctx context.Context, in *parry.Incident) parry.Repor
 	r.Since, r.Failure, r.Task, r.Message, r.Hint = in.Since, in.Failure, t.run.Task, in.Message, parry.Hint(in.Failure)
 	r.Attempts, r.NextTry, r.LogTail, r.Command = in.Attempts, in.NextTry, t.out.LogTail, t.command()
 	t.blocks(ctx, &r, t.st.AppliedRev, t.st.DirtyRev > t.st.AppliedRev || t.st.ProvedAt.IsZero() || t.st.Incident.Failure == parry.FailProof ||
-		in.Failure == parry.FailProof && t.run.Kind == parry.RunVerify)
+		in.Failure == parry.FailProof && t.run.Kind == parry.RunVerify || in.Failure == parry.FailFlushed)
 	return r
 }
 

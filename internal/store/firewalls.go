@@ -4,8 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/parry/parry/internal/parry"
@@ -16,6 +16,7 @@ type incident struct {
 	ID       parry.NotificationID `json:"id"`
 	Since    time.Time            `json:"since"`
 	Failure  parry.Failure        `json:"failure"`
+	Began    time.Time            `json:"began,omitzero"`
 	Message  string               `json:"message"`
 	Attempts int                  `json:"attempts"`
 	NextTry  time.Time            `json:"next_try"`
@@ -77,20 +78,45 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 
 const firewallQuery = `
 	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof,
-		f.proved_at, f.last_run, coalesce(h.held_by, a.held_by, ''), coalesce(h.reason, a.reason), coalesce(h.since, a.since, 0)
+		f.proved_at, f.last_run, coalesce(h.held_by, ''), h.reason, coalesce(h.since, 0), coalesce(h.until, 0),
+		coalesce(a.held_by, ''), a.reason, coalesce(a.since, 0), coalesce(a.until, 0)
 	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''`
 
+// heldBy is a row of holds as it is read: nothing where there is none.
+type heldBy struct {
+	by           string
+	reason       []byte
+	since, until int64
+}
+
+func (h *heldBy) dest() []any { return []any{&h.by, &h.reason, &h.since, &h.until} }
+
+func (h *heldBy) hold() parry.Hold {
+	if h.since == 0 {
+		return parry.Hold{}
+	}
+	return parry.Hold{Kind: parry.HoldWord, By: h.by, Reason: string(h.reason), Since: fromMicros(h.since), Until: fromMicros(h.until)}
+}
+
+// longer is the hold that lasts longer, the first one of equals.
+func longer(a, b parry.Hold) parry.Hold {
+	if !a.Held() || b.Held() && !a.Until.IsZero() && (b.Until.IsZero() || b.Until.After(a.Until)) {
+		return b
+	}
+	return a
+}
+
 func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
-	var listed, retiring, adopt, approved, proved, since int64
+	var listed, retiring, adopt, approved, proved int64
 	var inc, proof string
-	var reason []byte
-	err = r.Scan(&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.Epoch, &adopt, &approved, &inc, &proof,
-		&proved, &f.LastRun, &f.Hold.By, &reason, &since)
-	if err != nil {
+	var own, all heldBy
+	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.Epoch, &adopt, &approved, &inc, &proof,
+		&proved, &f.LastRun}
+	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest())...); err != nil {
 		return f, err
 	}
 	f.Listed, f.Retiring, f.Adopt, f.Approved = listed != 0, retiring != 0, adopt != 0, approved != 0
-	f.ProvedAt, f.Hold.Since, f.Hold.Reason = fromMicros(proved), fromMicros(since), string(reason)
+	f.ProvedAt, f.Hold = fromMicros(proved), longer(own.hold(), all.hold())
 	var i incident
 	if err := fromJSON(inc, &i); err != nil {
 		return f, fmt.Errorf("incident of %s: %w", f.Name, err)
@@ -164,29 +190,6 @@ func (s *Store) SetAdopt(ctx context.Context, name string) error {
 // SetApproved lets the next run remove many entries.
 func (s *Store) SetApproved(ctx context.Context, name string) error {
 	return s.onFirewall(ctx, "approve", name, `UPDATE firewalls SET approved = 1 WHERE name = $1`)
-}
-
-// SetHold holds one firewall, or all of them under the name "". The zero Hold releases; a firewall's own hold outlives the release of all.
-func (s *Store) SetHold(ctx context.Context, name string, h parry.Hold) error {
-	return s.write(ctx, "hold "+name, func(t *tx) error {
-		if name != "" {
-			var one int64
-			err := t.row(`SELECT 1 FROM firewalls WHERE name = $1`, []any{name}, &one)
-			if errors.Is(err, sql.ErrNoRows) {
-				return noFirewall(name)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		t.wakes |= wakeDesired
-		if !h.Held() {
-			return t.exec(`DELETE FROM holds WHERE name = $1`, name)
-		}
-		return t.exec(`INSERT INTO holds (name, held_by, reason, since) VALUES ($1, $2, $3, $4)
-			ON CONFLICT (name) DO UPDATE SET held_by = excluded.held_by, reason = excluded.reason, since = excluded.since`,
-			name, h.By, []byte(h.Reason), micros(h.Since))
-	})
 }
 
 // Rejects lists what firewalls refused of the blocks.

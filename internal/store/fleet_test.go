@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -49,8 +50,8 @@ func firewallsComeAndGo(e *env) {
 func holdsOfOneAndAll(e *env) {
 	e.sync("fw1@a", "fw2@a")
 	now := e.clock.Now()
-	all := parry.Hold{By: "anna", Reason: "all", Since: now}
-	own := parry.Hold{By: "bob", Reason: "own", Since: now}
+	all := parry.Hold{Kind: parry.HoldWord, By: "anna", Reason: "all", Since: now}
+	own := parry.Hold{Kind: parry.HoldWord, By: "bob", Reason: "own", Since: now}
 	hold := func(name string, h parry.Hold) { e.Helper(); e.ok(e.SetHold(e.Context(), name, h)) }
 	hold("", all)
 	hold("fw1", own)
@@ -62,6 +63,35 @@ func holdsOfOneAndAll(e *env) {
 	hold("fw1", parry.Hold{})
 	same(e, "own released", e.firewall("fw1").Hold.Held(), false)
 	e.wantKind(e.SetHold(e.Context(), "fw9", own), parry.KindNotFound)
+}
+
+func holdsEndByThemselves(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	now := e.clock.Now()
+	short := parry.Hold{Kind: parry.HoldWord, By: "bob", Since: now, Until: now.Add(time.Hour)}
+	long := parry.Hold{Kind: parry.HoldWord, By: "anna", Since: now, Until: now.Add(2 * time.Hour)}
+	next := func() time.Time {
+		e.Helper()
+		at, err := e.NextHoldEnd(e.Context())
+		e.ok(err)
+		return at
+	}
+	same(e, "none ends", next().IsZero(), true)
+	e.ok(e.SetHold(e.Context(), "fw1", short))
+	e.ok(e.SetHold(e.Context(), "", long))
+	same(e, "the one that lasts longer is told", e.firewall("fw1").Hold, long)
+	same(e, "the next end", next(), short.Until)
+	ended, err := e.EndHolds(e.Context(), e.clock.Advance(59*time.Minute))
+	e.ok(err)
+	same(e, "none is over", len(ended), 0)
+	ended, err = e.EndHolds(e.Context(), e.clock.Advance(time.Minute))
+	e.ok(err)
+	same(e, "one is over", fmt.Sprint(ended), "[fw1]")
+	same(e, "the other goes on", e.firewall("fw1").Hold, long)
+	ended, err = e.EndHolds(e.Context(), e.clock.Advance(time.Hour))
+	e.ok(err)
+	same(e, "that of all", fmt.Sprintf("%q", ended), `[""]`)
+	same(e, "released", e.firewall("fw1").Hold.Held() || e.firewall("fw2").Hold.Held(), false)
 }
 
 func wordsAreUsedUp(e *env) {

@@ -267,6 +267,16 @@ var events = map[string]func(*world){
 	},
 	"held":     func(w *world) { w.hold(parry.Hold{By: "anna", Since: w.clock.Now()}) },
 	"released": func(w *world) { w.hold(parry.Hold{}) },
+	"a short hold is over": func(w *world) {
+		now := w.clock.Now()
+		w.hold(parry.Hold{By: "anna", Since: now, Until: now.Add(time.Minute)})
+		ended, err := w.EndHolds(w.Context(), w.clock.Advance(time.Minute))
+		w.ok(err)
+		if name, f := w.first(); f != nil {
+			same(w.env, "ended", slices.Contains(ended, name), true)
+			f.held = false
+		}
+	},
 	"bundle changed": func(w *world) {
 		if _, f := w.first(); f != nil {
 			f.digest++
