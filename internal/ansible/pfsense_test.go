@@ -40,7 +40,7 @@ func newSite(tb testing.TB) *site {
 	if err != nil || hosts["fw-a"].Err != nil {
 		tb.Fatal(err, hosts)
 	}
-	lib, err := bundle.New(bundle.Options{Root: "../../playbooks", StateDir: r.stateDir, Check: r.Syntax})
+	lib, err := bundle.New(bundle.Options{Root: testenv.Playbooks(tb), StateDir: r.stateDir, Check: r.Syntax})
 	if err != nil {
 		tb.Fatal(err)
 	}

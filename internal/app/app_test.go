@@ -84,7 +84,7 @@ func newSite(tb testing.TB, more string, labs ...*testenv.Lab) *site {
 		text += "listen: 127.0.0.1:0\n"
 	}
 	if !strings.Contains(more, "bundles:") {
-		text += "bundles: " + filepath.Join(repo(), "playbooks") + "\n"
+		text += "bundles: " + testenv.Playbooks(tb) + "\n"
 	}
 	s.write("known_hosts", known.String())
 	s.write("parry.yaml", text+more)

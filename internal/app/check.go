@@ -145,6 +145,15 @@ func (c *checker) certificate() {
 	}
 }
 
+// ownerOf is the uid that owns a directory: of the state directory it is parry's user, whoever checks. 0 when nobody knows.
+func ownerOf(dir string) int {
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) != nil {
+		return 0
+	}
+	return int(st.Uid)
+}
+
 func (c *checker) firewalls(ctx context.Context) {
 	cfg := c.Config
 	if len(cfg.Firewalls) == 0 {
@@ -164,7 +173,7 @@ func (c *checker) firewalls(ctx context.Context) {
 		return
 	}
 	defer runner.Close() //nolint:errcheck // nothing was kept warm
-	library, err := bundle.New(bundle.Options{Root: cfg.Bundles, StateDir: tmp, Check: runner.Syntax})
+	library, err := bundle.New(bundle.Options{Root: cfg.Bundles, StateDir: tmp, Check: runner.Syntax, Owner: ownerOf(cfg.StateDir)})
 	if err != nil {
 		c.add(Fail, "bundles", "set bundles to the directory that holds them", "%v", err)
 		return

@@ -39,7 +39,7 @@ func newPair(t *testing.T) *pair {
 func (p *pair) bundle(name string) (dir string) {
 	p.tb.Helper()
 	dir = filepath.Join(p.dir, "bundles", name)
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join(repo(), "playbooks", "pfsense"))); err != nil {
+	if err := testenv.CopyPlaybooks("pfsense", dir); err != nil {
 		p.tb.Fatal(err)
 	}
 	p.replace(filepath.Join(dir, "bundle.yml"), "name: pfsense", "name: "+name)

@@ -58,7 +58,7 @@ func (s *site) spawn() *process {
 // noting is a copy of the pfSense bundle that has each run note its begin and its end on the firewall.
 func noting(t *testing.T, dir string) {
 	t.Helper()
-	if err := os.CopyFS(filepath.Join(dir, "bundles", "pfsense"), os.DirFS(filepath.Join(repo(), "playbooks", "pfsense"))); err != nil {
+	if err := testenv.CopyPlaybooks("pfsense", filepath.Join(dir, "bundles", "pfsense")); err != nil {
 		t.Fatal(err)
 	}
 	task := func(section, word string) string {

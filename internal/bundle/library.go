@@ -27,6 +27,7 @@ type Options struct {
 	StateDir string // copies go to StateDir/bundles/NAME/DIGEST
 	// Check looks a copy over before it becomes current: a syntax check by Ansible.
 	Check  func(ctx context.Context, dir string) error
+	Owner  int // uid that may own a source beside root's; 0 is this process's
 	Keep   int // older copies that Prune leaves; 0 is 5
 	Logger *slog.Logger
 }
@@ -35,6 +36,7 @@ type Options struct {
 type Library struct {
 	root, dir string
 	check     func(ctx context.Context, dir string) error
+	owner     int
 	keep      int
 	log       *slog.Logger
 
@@ -64,7 +66,10 @@ func New(o Options) (*Library, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bundles: %w", err)
 	}
-	l := &Library{root: root, dir: filepath.Join(state, "bundles"), check: o.Check, keep: o.Keep, log: o.Logger, shelves: map[string]*shelf{}}
+	l := &Library{root: root, dir: filepath.Join(state, "bundles"), check: o.Check, owner: o.Owner, keep: o.Keep, log: o.Logger, shelves: map[string]*shelf{}}
+	if l.owner == 0 {
+		l.owner = os.Geteuid()
+	}
 	if l.keep <= 0 {
 		l.keep = 5
 	}
@@ -111,7 +116,7 @@ func (l *Library) Refresh(ctx context.Context, name string) (Bundle, error) {
 func (l *Library) refresh(ctx context.Context, s *shelf, name string) error {
 	src := filepath.Join(l.root, name)
 	for range 3 {
-		sig, err := signature(src)
+		sig, err := signature(src, l.owner)
 		if err != nil {
 			return err
 		}
@@ -122,7 +127,7 @@ func (l *Library) refresh(ctx context.Context, s *shelf, name string) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if after, err := signature(src); err != nil || after != sig {
+		if after, err := signature(src, l.owner); err != nil || after != sig {
 			continue // edited while it was read
 		}
 		s.seen, s.bad = sig, bad

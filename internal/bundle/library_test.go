@@ -31,7 +31,7 @@ type shop struct {
 
 func newShop(t *testing.T) *shop {
 	t.Helper()
-	root, state := t.TempDir(), t.TempDir()
+	root, state := openDir(t), t.TempDir()
 	s := &shop{src: filepath.Join(root, "fw"), state: state}
 	for name, text := range map[string]string{
 		"bundle.yml": manifest, "apply.yml": "[]\n", "verify.yml": "[]\n", "flush.yml": "[]\n", "roles/fw/tasks/main.yml": "[]\n",
@@ -40,6 +40,16 @@ func newShop(t *testing.T) *shop {
 	}
 	s.Library = s.open(t)
 	return s
+}
+
+// openDir is a directory that everybody may look into, unlike a test's own.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func (s *shop) open(t *testing.T) *Library {
@@ -165,6 +175,83 @@ func TestRefresh_badEditKeepsTheLastGoodCopy(t *testing.T) {
 	if entries, _ := filepath.Glob(filepath.Join(s.state, "bundles/fw/.copy-*")); len(entries) != 0 {
 		t.Errorf("left over: %v", entries)
 	}
+}
+
+func TestRefresh_refusesWhatOthersCouldChange(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		do   func(s *shop) error
+		word string // with SRC and ROOT for the directories
+	}{
+		"a file of the group's":     {func(s *shop) error { return os.Chmod(filepath.Join(s.src, "apply.yml"), 0o664) }, "apply.yml can be written by its group: chmod -R go-w SRC"},
+		"a file of everybody's":     {func(s *shop) error { return os.Chmod(filepath.Join(s.src, "roles/fw/tasks/main.yml"), 0o646) }, "roles/fw/tasks/main.yml can be written by everybody: chmod -R go-w SRC"},
+		"a directory in it":         {func(s *shop) error { return os.Chmod(filepath.Join(s.src, "roles"), 0o775) }, "roles can be written by its group: chmod -R go-w SRC"},
+		"itself":                    {func(s *shop) error { return os.Chmod(s.src, 0o775) }, "SRC can be written by its group: chmod -R go-w SRC"},
+		"itself, sticky":            {func(s *shop) error { return os.Chmod(s.src, 0o777|os.ModeSticky) }, "SRC can be written by everybody"},
+		"the directory above":       {func(s *shop) error { return os.Chmod(filepath.Dir(s.src), 0o775) }, "ROOT can be written by its group: chmod go-w ROOT"},
+		"a sticky one above":        {func(s *shop) error { return os.Chmod(filepath.Dir(s.src), 0o777|os.ModeSticky) }, ""},
+		"another's file":            {func(s *shop) error { return os.Chown(filepath.Join(s.src, "verify.yml"), 4711, -1) }, "verify.yml belongs to uid 4711, who is neither root nor parry's user (uid 0): chown -R root SRC"},
+		"another's directory above": {func(s *shop) error { return os.Chown(filepath.Dir(s.src), 4711, -1) }, "ROOT belongs to uid 4711, who is neither root nor parry's user (uid 0): chown root ROOT"},
+		"another's, that none is led to": {func(s *shop) error {
+			return errors.Join(os.Mkdir(filepath.Join(s.src, "__pycache__"), 0o777), os.Chown(filepath.Join(s.src, "__pycache__"), 4711, -1))
+		}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newShop(t)
+			good := s.refresh(t)
+			if err := c.do(s); errors.Is(err, os.ErrPermission) {
+				t.Skip("needs root")
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			b, err := s.Refresh(t.Context(), "fw")
+			want := strings.NewReplacer("SRC", s.src, "ROOT", filepath.Dir(s.src)).Replace(c.word)
+			if want == "" && err == nil {
+				return
+			}
+			if b.Digest != good.Digest || err == nil || want == "" || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want %q", err, want)
+			}
+		})
+	}
+}
+
+func TestRefresh_followsALinkToTheRootAndGuardsBothWays(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	open := openDir(t)
+	link := filepath.Join(open, "bundles")
+	if err := os.Symlink(filepath.Dir(s.src), link); err != nil {
+		t.Fatal(err)
+	}
+	l, err := New(Options{Root: link, StateDir: t.TempDir(), Check: func(context.Context, string) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Refresh(t.Context(), "fw"); err != nil {
+		t.Error(err)
+	}
+	for _, dir := range []string{open, filepath.Dir(s.src)} {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Refresh(t.Context(), "fw"); err == nil || !strings.Contains(err.Error(), dir+" can be written by everybody") {
+			t.Errorf("%s is open: got %v", dir, err)
+		}
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestRefresh_whatOnlyItsOwnerCanEnterProtectsWhatIsBelow(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	if err := errors.Join(os.Chmod(filepath.Dir(filepath.Dir(s.src)), 0o700), os.Chmod(filepath.Dir(s.src), 0o775)); err != nil {
+		t.Fatal(err)
+	}
+	s.refresh(t)
 }
 
 func TestRefresh_cancelledCheckIsNoBadEdit(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -62,15 +63,74 @@ func walk(root string, each func(rel string, info fs.FileInfo) error) error {
 	})
 }
 
-// signature changes whenever anything in the tree was touched; it costs a stat per file.
-func signature(root string) (string, error) {
+// signature changes whenever anything in a source's tree was touched; it costs a stat per file. A source that somebody else than root and
+// owner could change is refused.
+func signature(root string, owner int) (string, error) {
+	if err := guardPath(root, owner); err != nil {
+		return "", err
+	}
 	h := sha256.New()
 	err := walk(root, func(rel string, info fs.FileInfo) error {
+		if err := guard(info, owner, rel, "-R ", root); err != nil {
+			return err
+		}
 		st, _ := info.Sys().(*syscall.Stat_t)
 		fmt.Fprintf(h, "%q %o %d %d %d %d\n", rel, info.Mode(), info.Size(), st.Ino, st.Mtim.Nano(), st.Ctim.Nano())
 		return nil
 	})
 	return hex.EncodeToString(h.Sum(nil)), err
+}
+
+// guard refuses a file or directory that others than root and owner could change; flag and target complete the command that mends it.
+func guard(info fs.FileInfo, owner int, name, flag, target string) error {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != owner {
+		return fmt.Errorf("%s belongs to uid %d, who is neither root nor parry's user (uid %d): chown %sroot %s", name, st.Uid, owner, flag, target)
+	}
+	mode, who := info.Mode(), "its group"
+	switch {
+	case mode&fs.ModeSymlink != 0, mode&0o022 == 0: // a link's mode means nothing
+		return nil
+	case mode&0o002 != 0:
+		who = "everybody"
+	}
+	return fmt.Errorf("%s can be written by %s: chmod %sgo-w %s", name, who, flag, target)
+}
+
+// guardPath looks at a tree's root and at the directories above it, as they are written and as links lead: who may write there can put another
+// tree in its place. A directory that only its owner can enter protects what is below.
+func guardPath(root string, owner int) error {
+	led, err := filepath.EvalSymlinks(root)
+	if err != nil {
+		return err
+	}
+	for _, path := range slices.Compact([]string{root, led}) {
+		info, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if err := guard(info, owner, path, "-R ", path); err != nil {
+			return err
+		}
+		var above []string
+		for dir := path; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+			above = append(above, filepath.Dir(dir))
+		}
+		for _, dir := range slices.Backward(above) {
+			if info, err = os.Lstat(dir); err != nil {
+				return err
+			}
+			if info.Mode()&fs.ModeSticky != 0 { // /tmp: nobody moves what is another's
+				continue
+			}
+			if err := guard(info, owner, dir, "", dir); err != nil {
+				return err
+			}
+			if info.Mode()&(fs.ModeSymlink|0o011) == 0 {
+				break
+			}
+		}
+	}
+	return nil
 }
 
 // digest is the content hash of a tree: names, exec bits and contents.

@@ -63,8 +63,11 @@ func TestScripts(t *testing.T) {
 			if err := ln.Close(); err != nil {
 				return err
 			}
-			text := "listen: " + ln.Addr().String() + "\nsocket: parry.sock\nstate_dir: state\nbundles: " + filepath.Join(repo, "playbooks") +
+			text := "listen: " + ln.Addr().String() + "\nsocket: parry.sock\nstate_dir: state\nbundles: playbooks" +
 				"\nansible: {inventory: inventory.yml, known_hosts: known_hosts}\n"
+			if err := testenv.CopyPlaybooks("", filepath.Join(site, "playbooks")); err != nil {
+				return err
+			}
 			for name, text := range map[string]string{"parry.yaml": text, "inventory.yml": "all: {hosts: {}}\n", "known_hosts": ""} {
 				if err := os.WriteFile(filepath.Join(site, name), []byte(text), 0o600); err != nil {
 					return err

@@ -17,6 +17,7 @@ import (
 	"github.com/parry/parry/api"
 	"github.com/parry/parry/internal/app"
 	"github.com/parry/parry/internal/config"
+	"github.com/parry/parry/internal/testenv"
 )
 
 // TTL is for how long a [Rig.Service] configures blocks to stand: the first rung of the default ladder.
@@ -120,17 +121,8 @@ func serve() (err error) {
 	if err != nil {
 		return err
 	}
-	root, err := filepath.Abs(".")
-	if err != nil {
+	if err := testenv.CopyPlaybooks("", filepath.Join(dir, "playbooks")); err != nil {
 		return err
-	}
-	for {
-		if _, err := os.Stat(root + "/go.mod"); err == nil {
-			break
-		}
-		if root = filepath.Dir(root); root == "/" {
-			return errors.New("not within the module")
-		}
 	}
 	for name, content := range map[string]string{
 		"inventory.yml": "all: {hosts: {fw-a: {ansible_host: 192.0.2.1, ansible_user: admin}}}\n",
@@ -139,12 +131,12 @@ func serve() (err error) {
 listen: 127.93.%d.1:0
 socket: %s/s
 state_dir: %[2]s/state
-bundles: %[3]s/playbooks
+bundles: %[2]s/playbooks
 ansible: {inventory: %[2]s/inventory.yml, known_hosts: %[2]s/known_hosts}
 firewalls: [{name: fw-a, bundle: pfsense, interface: wan}]
-exemptions: [{prefix: %[4]s/32, reason: our resolver}]
+exemptions: [{prefix: %[3]s/32, reason: our resolver}]
 hooks: {honour_delete: true}
-`, os.Getpid()%250, dir, root, Resolver),
+`, os.Getpid()%250, dir, Resolver),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			return err
