@@ -1019,13 +1019,17 @@ type Firewall struct {
 	AppliedRevision int64 `json:"applied_revision"`
 
 	// Approved The next run may remove many entries
-	Approved      bool     `json:"approved,omitempty,omitzero"`
-	Bundle        string   `json:"bundle"`
-	DirtyRevision int64    `json:"dirty_revision"`
-	Epoch         int64    `json:"epoch"`
-	Groups        []string `json:"groups"`
-	Hold          Hold     `json:"hold,omitempty,omitzero"`
-	Incident      Incident `json:"incident,omitempty,omitzero"`
+	Approved      bool   `json:"approved,omitempty,omitzero"`
+	Bundle        string `json:"bundle"`
+	DirtyRevision int64  `json:"dirty_revision"`
+	Epoch         int64  `json:"epoch"`
+
+	// Facts What the firewall says of itself, as its last verify answered; only for one firewall asked by name, and left out where its bundle tells nothing.
+	// Its addresses, gateways and resolvers are never blocked.
+	Facts    FirewallFacts `json:"facts,omitempty,omitzero"`
+	Groups   []string      `json:"groups"`
+	Hold     Hold          `json:"hold,omitempty,omitzero"`
+	Incident Incident      `json:"incident,omitempty,omitzero"`
 
 	// Interface What a block without interface means
 	Interface string `json:"interface,omitempty,omitzero"`
@@ -1058,6 +1062,15 @@ type Firewall struct {
 // FirewallCondition proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
 // flush.yml run by hand; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
 type FirewallCondition string
+
+// FirewallFacts What the firewall says of itself, as its last verify answered; only for one firewall asked by name, and left out where its bundle tells nothing.
+// Its addresses, gateways and resolvers are never blocked.
+type FirewallFacts struct {
+	Addresses []string      `json:"addresses"`
+	Forwards  []PortForward `json:"forwards"`
+	Gateways  []string      `json:"gateways"`
+	Resolvers []string      `json:"resolvers"`
+}
 
 // FirewallList defines model for FirewallList.
 type FirewallList struct {
@@ -1338,6 +1351,35 @@ type Offender struct {
 	Source string `json:"source"`
 }
 
+// PortForward Destination NAT. What arrives for `destination` goes on to `to`
+type PortForward struct {
+	// Destination Example: 198.51.100.10
+	Destination string `json:"destination"`
+
+	// Port Left out: every port
+	//
+	// Example: 443
+	Port int `json:"port,omitempty,omitzero"`
+
+	// PortEnd The last one of a range
+	//
+	// Example: 443
+	PortEnd int `json:"port_end,omitempty,omitzero"`
+
+	// Protocol Left out: every protocol, as 1:1 NAT does
+	//
+	// Example: tcp
+	Protocol string `json:"protocol,omitempty,omitzero"`
+
+	// To Example: 10.0.0.5
+	To string `json:"to"`
+
+	// ToPort Of `port`; those after it follow
+	//
+	// Example: 8443
+	ToPort int `json:"to_port,omitempty,omitzero"`
+}
+
 // Problem defines model for Problem.
 type Problem struct {
 	Detail string         `json:"detail,omitempty,omitzero"`
@@ -1354,16 +1396,20 @@ type Problem struct {
 
 // Proof What the firewall itself reported
 type Proof struct {
-	Added      int    `json:"added,omitempty,omitzero"`
-	Capacity   int    `json:"capacity,omitempty,omitzero"`
-	Controller string `json:"controller,omitempty,omitzero"`
-	Count      int    `json:"count"`
-	Epoch      int64  `json:"epoch,omitempty,omitzero"`
-	MachineID  string `json:"machine_id,omitempty,omitzero"`
-	Removed    int    `json:"removed,omitempty,omitzero"`
-	Rules      int    `json:"rules,omitempty,omitzero"`
-	RunID      string `json:"run_id,omitempty,omitzero"`
-	Sha256     string `json:"sha256"`
+	Added       int    `json:"added,omitempty,omitzero"`
+	Capacity    int    `json:"capacity,omitempty,omitzero"`
+	Controller  string `json:"controller,omitempty,omitzero"`
+	Count       int    `json:"count"`
+	Epoch       int64  `json:"epoch,omitempty,omitzero"`
+	ExemptCount int    `json:"exempt_count,omitempty,omitzero"`
+
+	// ExemptSha256 Over the exemptions that are loaded ahead of the drops; left out where the bundle takes none
+	ExemptSha256 string `json:"exempt_sha256,omitempty,omitzero"`
+	MachineID    string `json:"machine_id,omitempty,omitzero"`
+	Removed      int    `json:"removed,omitempty,omitzero"`
+	Rules        int    `json:"rules,omitempty,omitzero"`
+	RunID        string `json:"run_id,omitempty,omitzero"`
+	Sha256       string `json:"sha256"`
 }
 
 // Readiness defines model for Readiness.

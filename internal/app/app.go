@@ -71,6 +71,7 @@ type App struct {
 	cert       *cert.Source
 	callers    *callers
 	found      finder
+	claims     claimJudge
 	tcp, unix  net.Listener
 	warm       chan struct{}
 

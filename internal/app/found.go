@@ -25,9 +25,9 @@ type finder struct {
 	names map[string][]netip.Addr // of the mail, channels' and database servers, as last resolved: a dead resolver must not unprotect them
 }
 
-// find lists the addresses of this host, its gateways and resolvers, the inventory's hosts, the mail, channels' and database servers, the
-// trusted proxies and the callers.
-func (f *finder) find(ctx context.Context, cfg *config.Config, hosts map[string]ansible.Host, callers map[netip.Addr]string) []parry.Exemption {
+// find lists the addresses of this host, its gateways and resolvers, the inventory's hosts, what the firewalls say of themselves, the mail,
+// channels' and database servers, the trusted proxies and the callers.
+func (f *finder) find(ctx context.Context, cfg *config.Config, hosts map[string]ansible.Host, told []claim, callers map[netip.Addr]string) []parry.Exemption {
 	found := map[netip.Prefix]string{}
 	add := func(a netip.Addr, why string) {
 		a = a.Unmap().WithZone("")
@@ -53,6 +53,9 @@ func (f *finder) find(ctx context.Context, cfg *config.Config, hosts map[string]
 	}
 	for _, h := range hosts {
 		add(h.Addr, "inventory host "+h.Name)
+	}
+	for _, c := range told {
+		add(c.addr, c.what+" of firewall "+c.firewall)
 	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup

@@ -50,7 +50,10 @@ func TestFind_namesWhyEachIsNeverBlocked(t *testing.T) {
 	hosts := map[string]ansible.Host{"fw-a": {Name: "fw-a", Addr: netip.MustParseAddr("198.51.100.1")}, "broken": {Name: "broken"}}
 	var f finder
 	got := map[string]string{}
-	for _, x := range f.find(t.Context(), cfg, hosts, map[netip.Addr]string{netip.MustParseAddr("::ffff:198.51.100.77"): "siem"}) {
+	for _, x := range f.find(t.Context(), cfg, hosts, claims("fw-b", parry.FirewallFacts{
+		Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("2001:db8::b")},
+		Gateways:  []netip.Addr{netip.MustParseAddr("198.51.100.254")}, Resolvers: []netip.Addr{netip.MustParseAddr("198.51.100.53")},
+	}), map[netip.Addr]string{netip.MustParseAddr("::ffff:198.51.100.77"): "siem"}) {
 		got[x.Prefix.String()] = x.Reason
 		if !strings.HasPrefix(string(x.ID), "found:") || x.Source != parry.ExemptFound {
 			t.Errorf("%+v", x)
@@ -59,6 +62,7 @@ func TestFind_namesWhyEachIsNeverBlocked(t *testing.T) {
 	for prefix, why := range map[string]string{
 		"198.51.100.61/32": "server of channel hook", "198.51.100.62/32": "server of channel siem", "2001:db8::62/128": "server of channel tls",
 		"198.51.100.25/32": "mail server", "198.51.100.54/32": "database server", "198.51.100.1/32": "inventory host fw-a",
+		"2001:db8::b/128": "address of firewall fw-b", "198.51.100.254/32": "gateway of firewall fw-b", "198.51.100.53/32": "resolver of firewall fw-b",
 		"198.51.100.77/32": "caller with the token siem",
 	} {
 		if got[prefix] != why {

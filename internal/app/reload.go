@@ -94,13 +94,21 @@ func (a *App) refreshExemptions(ctx context.Context, st *state) error {
 	if err != nil {
 		a.log.Warn("the callers' addresses are not kept for the next start", "err", err)
 	}
+	facts, err := a.store.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	told, err := a.claims.judge(ctx, a.store, a.policy, facts, now, a.log)
+	if err != nil {
+		return err
+	}
 	hosts := st.hosts
 	if st.inventory != nil {
 		if old := a.state.Load(); old != nil {
 			hosts = old.hosts
 		}
 	}
-	return a.replaceExemptions(ctx, parry.ExemptFound, a.found.find(ctx, st.cfg, hosts, callers))
+	return a.replaceExemptions(ctx, parry.ExemptFound, a.found.find(ctx, st.cfg, hosts, told, callers))
 }
 
 // readExemptions reads those of the API: at the start, and where other replicas may have changed them; what this one changes is in the
@@ -236,6 +244,7 @@ func (a *App) upkeep(ctx context.Context) error {
 	defer prune.Stop()
 	soon := time.NewTimer(time.Minute) // not while everything starts
 	defer soon.Stop()
+	applied, heard := a.store.Applied(ctx), map[string]parry.Revision{}
 	var others <-chan time.Time // other replicas' exemptions
 	if a.config().Database.Driver == "postgres" {
 		t := time.NewTicker(othersEvery)
@@ -256,6 +265,8 @@ func (a *App) upkeep(ctx context.Context) error {
 			}
 		case <-find.C:
 			a.refind(ctx)
+		case <-applied:
+			heard = a.hear(ctx, heard)
 		case <-soon.C:
 			a.prune(ctx)
 		case <-prune.C:
@@ -270,6 +281,22 @@ func (a *App) refind(ctx context.Context) {
 	if err := a.refreshExemptions(ctx, a.state.Load()); err != nil && ctx.Err() == nil {
 		a.log.Error("refresh the exemptions", "err", err)
 	}
+}
+
+// hear takes up what firewalls say of themselves, when it is not what was heard last.
+func (a *App) hear(ctx context.Context, last map[string]parry.Revision) map[string]parry.Revision {
+	all, err := a.store.Firewalls(ctx)
+	if err != nil {
+		return last // the runs' own writes tell of a database that is gone
+	}
+	now := make(map[string]parry.Revision, len(all))
+	for i := range all {
+		now[all[i].Name] = all[i].FactsRev
+	}
+	if !maps.Equal(now, last) {
+		a.refind(ctx)
+	}
+	return now
 }
 
 // resurvey takes up edited bundles, and an inventory that could not be read before.

@@ -125,6 +125,7 @@ func (a *App) checks() []httpapi.Check {
 			return errors.Join(errs...)
 		}},
 		{Name: "clock", Func: func(context.Context) error { return a.reconciler.ClockHeld() }},
+		{Name: "addresses", Advisory: true, Func: a.claims.check},
 		{Name: "channels", Advisory: true, Func: func(ctx context.Context) error {
 			all, err := a.notifier.States(ctx)
 			if err != nil {

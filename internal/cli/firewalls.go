@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -206,6 +207,26 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		text("  revision"), text(strconv.FormatInt(f.AppliedRevision, 10)+", dirty "+strconv.FormatInt(f.DirtyRevision, 10)+", epoch "+strconv.FormatInt(f.Epoch, 10)),
 		text("  last run"), text(f.LastRun),
 	)
+	if fs := f.Facts; len(fs.Addresses)+len(fs.Gateways)+len(fs.Resolvers) > 0 {
+		p.line("")
+		p.line("says of itself (never blocked)")
+		p.fields(
+			text("  addresses"), text(firstOf(fs.Addresses)),
+			text("  gateways"), text(firstOf(fs.Gateways)),
+			text("  resolvers"), text(firstOf(fs.Resolvers)),
+		)
+	}
+	if all := f.Facts.Forwards; len(all) > 0 {
+		rows := make([]row, min(len(all), shownFacts))
+		for i, w := range all[:len(rows)] {
+			rows[i] = row{cells: []cell{text(portText(w.Destination, w.Protocol, w.Port, w.PortEnd)), text(portText(w.To, "", w.ToPort, w.ToPort+w.PortEnd-w.Port))}}
+		}
+		p.line("")
+		p.table([]string{"FORWARDS", "TO"}, []int{0, 0}, rows)
+		if n := len(all) - len(rows); n > 0 {
+			p.line("and %d more: -o json shows all", n)
+		}
+	}
 	if len(f.Rejects) > 0 {
 		rows := make([]row, len(f.Rejects))
 		for i, r := range f.Rejects {
@@ -214,6 +235,30 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		p.line("")
 		p.table([]string{"REJECTED", "WHY", "SINCE"}, []int{0, 28, 0}, rows)
 	}
+}
+
+const shownFacts = 50 // of each kind: a firewall may tell more than a thousand
+
+func firstOf(all []string) string {
+	if n := len(all) - shownFacts; n > 0 {
+		return strings.Join(all[:shownFacts], ", ") + " and " + strconv.Itoa(n) + " more"
+	}
+	return strings.Join(all, ", ")
+}
+
+// portText writes an address with its ports: "198.51.100.10:8000-8010/tcp".
+func portText(address, protocol string, port, end int) string {
+	if port > 0 {
+		ports := strconv.Itoa(port)
+		if end > port {
+			ports += "-" + strconv.Itoa(end)
+		}
+		address = net.JoinHostPort(address, ports)
+	}
+	if protocol != "" {
+		address += "/" + protocol
+	}
+	return address
 }
 
 func (s *shell) hold() *cobra.Command {

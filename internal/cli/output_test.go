@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +77,13 @@ func TestTables_fit80ColumnsWhateverTheValues(t *testing.T) {
 				Incident: api.Incident{Since: now.Add(-time.Hour), Failure: "unreachable", Message: hostile, Attempts: 3, NextTry: now.Add(time.Minute)},
 				Hold:     api.Hold{Since: now.Add(-time.Hour), By: "local", Reason: hostile}},
 		})
+	}))
+	harmless(t, "firewall", draw(func(p *printer) {
+		all := api.FirewallFacts{Addresses: slices.Repeat([]string{v6}, 1024), Gateways: []string{hostile}}
+		for range 1024 {
+			all.Forwards = append(all.Forwards, api.PortForward{Destination: v6[:39], Protocol: "tcp/udp", Port: 60000, PortEnd: 60010, To: v6[:39], ToPort: 50000})
+		}
+		p.firewallDetail(&api.Firewall{Name: "fw-a", State: "proved", Facts: all})
 	}))
 	harmless(t, "runs", draw(func(p *printer) {
 		p.runTable([]api.Run{{ID: id, Firewall: strings.Repeat("f", 63), Kind: "apply", State: "succeeded", StartedAt: now.Add(-49 * time.Hour), EndedAt: now,

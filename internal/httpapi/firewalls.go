@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -60,8 +61,25 @@ func condition(st *parry.FirewallState) api.FirewallCondition {
 func presentProof(p parry.Proof) api.Proof {
 	return api.Proof{
 		Sha256: p.SHA256, Count: p.Count, Added: p.Added, Removed: p.Removed, Rules: p.Rules, Capacity: p.Capacity, Epoch: p.Epoch,
-		Controller: p.Controller, MachineID: p.MachineID, RunID: p.RunID,
+		Controller: p.Controller, MachineID: p.MachineID, RunID: p.RunID, ExemptSha256: p.ExemptSHA256, ExemptCount: p.ExemptCount,
 	}
+}
+
+func presentFacts(f parry.FirewallFacts) api.FirewallFacts {
+	addrs := func(all []netip.Addr) []string {
+		out := make([]string, len(all))
+		for i, a := range all {
+			out[i] = a.String()
+		}
+		return out
+	}
+	out := api.FirewallFacts{Addresses: addrs(f.Addresses), Gateways: addrs(f.Gateways), Resolvers: addrs(f.Resolvers), Forwards: []api.PortForward{}}
+	for _, w := range f.Forwards {
+		out.Forwards = append(out.Forwards, api.PortForward{
+			Destination: w.Destination.String(), Protocol: string(w.Protocol), Port: int(w.Port), PortEnd: int(w.PortEnd), To: w.To.String(), ToPort: int(w.ToPort),
+		})
+	}
+	return out
 }
 
 func (s *Server) ListFirewalls(c *gin.Context) { s.answerFirewalls(c) }
@@ -95,6 +113,14 @@ func (s *Server) answerFirewall(c *gin.Context, status int, name string) {
 		return
 	}
 	out := s.presentFirewall(&st)
+	if st.FactsRev > 0 {
+		facts, err := s.o.Store.Facts(c.Request.Context())
+		if err != nil {
+			s.fail(c, err)
+			return
+		}
+		out.Facts = presentFacts(facts[name])
+	}
 	for _, r := range rejects {
 		out.Rejects = append(out.Rejects, api.Reject{BlockID: string(r.BlockID), Code: r.Code, RunID: string(r.RunID), At: r.At.UTC()})
 	}

@@ -4,10 +4,13 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/parry/parry/api"
 	"github.com/parry/parry/internal/parry"
@@ -87,6 +90,39 @@ func TestFirewalls_words(t *testing.T) {
 	}
 	if got := order("retire"); !got.Retiring {
 		t.Errorf("got %+v", got)
+	}
+}
+
+func TestFirewalls_tellWhatAFirewallSaysOfItself(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	get := func(name string) api.Firewall {
+		return into[api.Firewall](t, b.do(parry.RoleReader, "GET", "/api/v1/firewalls/"+name, ""), 200)
+	}
+	lane, err := b.store.AcquireLane(t.Context(), "edge-a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := netip.MustParseAddr
+	if err := b.store.FinishRun(t.Context(), parry.FinishRun{
+		Run: parry.Run{ID: "r-1", Firewall: "edge-a", Epoch: lane.Epoch}, Facts: &parry.FirewallFacts{
+			Addresses: []netip.Addr{a("198.51.100.1"), a("2001:db8::1")}, Gateways: []netip.Addr{a("198.51.100.254")},
+			Forwards: []parry.PortForward{{Destination: a("198.51.100.1"), Protocol: parry.ProtoTCP, Port: 443, PortEnd: 443, To: a("10.0.0.5"), ToPort: 8443},
+				{Destination: a("198.51.100.2"), To: a("10.0.0.6")}},
+		},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := api.FirewallFacts{
+		Addresses: []string{"198.51.100.1", "2001:db8::1"}, Gateways: []string{"198.51.100.254"}, Resolvers: []string{},
+		Forwards: []api.PortForward{{Destination: "198.51.100.1", Protocol: "tcp", Port: 443, PortEnd: 443, To: "10.0.0.5", ToPort: 8443},
+			{Destination: "198.51.100.2", To: "10.0.0.6"}},
+	}
+	if diff := cmp.Diff(want, get("edge-a").Facts); diff != "" {
+		t.Error(diff)
+	}
+	if got := get("edge-b").Facts; got.Addresses != nil {
+		t.Errorf("a firewall that has told nothing has %+v", got)
 	}
 }
 

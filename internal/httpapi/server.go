@@ -38,6 +38,7 @@ type Store interface {
 	Rejects(ctx context.Context, ids []parry.BlockID) ([]parry.Reject, error)
 	FirewallRejects(ctx context.Context, firewall string) ([]parry.Reject, error)
 	Firewalls(ctx context.Context) ([]parry.FirewallState, error)
+	Facts(ctx context.Context) (map[string]parry.FirewallFacts, error)
 	FirewallState(ctx context.Context, name string) (parry.FirewallState, error)
 	SetHold(ctx context.Context, name string, h parry.Hold) error
 	SetVerify(ctx context.Context, name string) error

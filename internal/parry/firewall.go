@@ -149,6 +149,15 @@ type FirewallFacts struct {
 	Forwards  []PortForward `json:"forwards,omitempty"`
 }
 
+// Canonical sorts the addresses and leaves repeats out, so that facts can be compared. The order of forwards says which one counts.
+func (f *FirewallFacts) Canonical() {
+	for _, all := range []*[]netip.Addr{&f.Addresses, &f.Gateways, &f.Resolvers} {
+		*all = slices.Clone(*all)
+		slices.SortFunc(*all, netip.Addr.Compare)
+		*all = slices.Compact(*all)
+	}
+}
+
 // PortForward is destination NAT: what arrives for Destination goes on to To. Its filter rules see To.
 type PortForward struct {
 	Destination netip.Addr `json:"destination"`
@@ -169,6 +178,7 @@ type FirewallState struct {
 	DirtyRev   Revision // its scope, settings or bundle changed
 	SentRev    Revision // the highest that a run may have brought to it, whether it counted or not
 	VerifyRev  Revision // the operator's word, given then, that it be read back; 0: none that waits
+	FactsRev   Revision // when what it says of itself last changed; 0: it has said nothing
 	Epoch      int64
 	Adopt      bool // the operator's word that the next run may take the firewall over
 	Approved   bool // the operator's word that the next run may remove many entries

@@ -93,12 +93,13 @@ type FinishRun struct {
 	Run           Run
 	Applied       bool // Run.Revision becomes the firewall's applied revision, Got its proof
 	Rejects       []Reject
-	SetRejects    bool     // Rejects replace the firewall's; else they stay
-	Dirty         bool     // a drift was seen: the firewall's dirty revision is raised
-	Incident      Incident // the firewall's from now on; zero closes it
-	ClearWords    bool     // Adopt and Approved were used
-	VerifyUsed    Revision // the word to read back that this run followed; a newer one stays
-	Retired       bool     // emptied and proved: forget the firewall
+	SetRejects    bool           // Rejects replace the firewall's; else they stay
+	Dirty         bool           // a drift was seen: the firewall's dirty revision is raised
+	Incident      Incident       // the firewall's from now on; zero closes it
+	ClearWords    bool           // Adopt and Approved were used
+	VerifyUsed    Revision       // the word to read back that this run followed; a newer one stays
+	Facts         *FirewallFacts // what the firewall says of itself from now on; nil: as before
+	Retired       bool           // emptied and proved: forget the firewall
 	Notifications []Notification
 }
 

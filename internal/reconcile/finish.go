@@ -38,6 +38,7 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 	}
 	if t.run.Kind == parry.RunVerify && !t.interrupted(v) {
 		f.VerifyUsed = t.st.VerifyRev
+		f.Facts = t.facts(v)
 	}
 	f.Run = t.run
 	t.r.metrics.ran(&t.run)
@@ -75,6 +76,18 @@ func (t *try) judge() verdict {
 		return judgeVerify(t.out, t.st.Proof, &t.run, t.st.SentRev, t.r.o.Controller)
 	}
 	return fromOutcome(t.out) // nothing was executed
+}
+
+// facts is what a verify's firewall says of itself, unless it is another's or may be a machine that is not meant. One that says nothing any
+// more, as its bundle has become another, is forgotten.
+func (t *try) facts(v verdict) *parry.FirewallFacts {
+	switch {
+	case v.failure != "" && v.failure != parry.FailProof:
+		return nil
+	case t.out.Facts == nil && v.failure == "" && t.st.FactsRev > 0:
+		return &parry.FirewallFacts{}
+	}
+	return t.out.Facts
 }
 
 // interrupted tells whether parry itself ended the run: nobody's fault, and what it did is to be verified.

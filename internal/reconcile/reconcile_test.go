@@ -837,3 +837,38 @@ func TestReconcile_anExemptBlockThatTheStoreCannotEndIsRejected(t *testing.T) {
 		w.becomes(hidden, "fw-a", parry.StateRejected)
 	})
 }
+
+func TestFacts_areKeptAsTheFirewallLastToldThem(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		f := w.firewall("fw-a")
+		says := func(facts *parry.FirewallFacts) parry.Revision {
+			f.set(func(f *firewall) { f.facts = facts })
+			n := f.count()
+			w.must(w.store.SetVerify(w.ctx, "fw-a"))
+			w.within(time.Minute, "a verify", func() bool { return f.count() > n && w.state("fw-a").VerifyRev == 0 })
+			return w.state("fw-a").FactsRev
+		}
+		w.idle("fw-a")
+		if got := says(nil); got != 0 {
+			t.Errorf("a firewall that tells nothing has facts of revision %d", got)
+		}
+		first := says(&parry.FirewallFacts{Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}})
+		if first == 0 || says(&parry.FirewallFacts{Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}}) != first {
+			t.Error("facts are written when they change, and only then")
+		}
+		f.set(func(f *firewall) { f.fail = parry.FailUnreachable })
+		if says(nil) != first {
+			t.Error("an unreachable firewall's facts stay")
+		}
+		f.set(func(f *firewall) { f.fail = "" })
+		f.set(func(f *firewall) { f.controller = "c-other" })
+		if says(&parry.FirewallFacts{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.7")}}) != first {
+			t.Error("the facts of another controller's firewall were taken")
+		}
+		f.set(func(f *firewall) { f.controller = controller })
+		says(nil)
+		if facts, err := w.store.Facts(w.ctx); err != nil || len(facts["fw-a"].Addresses) != 0 {
+			t.Errorf("a firewall that tells nothing any more still has %+v, %v", facts, err)
+		}
+	})
+}

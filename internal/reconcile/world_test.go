@@ -65,6 +65,7 @@ type firewall struct {
 	runs       []ansible.Spec
 	at         []time.Time
 	missing    bool // from the inventory
+	facts      *parry.FirewallFacts
 	during     func()
 	active     int
 	mostActive int
@@ -476,6 +477,9 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 	}
 	out.Proof = &parry.Proof{
 		SHA256: sumOf(claim), Count: len(claim), Epoch: f.epoch, Controller: f.controller, RunID: s.Vars["parry_run_id"].(string),
+	}
+	if s.Kind == parry.RunVerify {
+		out.Facts = f.facts
 	}
 	if f.lieCount {
 		out.Proof.Count++

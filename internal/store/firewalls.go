@@ -77,7 +77,7 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 }
 
 const firewallQuery = `
-	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof,
+	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.facts_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof,
 		f.proved_at, f.last_run, coalesce(h.held_by, ''), h.reason, coalesce(h.since, 0), coalesce(h.until, 0),
 		coalesce(a.held_by, ''), a.reason, coalesce(a.since, 0), coalesce(a.until, 0)
 	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''`
@@ -110,7 +110,7 @@ func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
 	var listed, retiring, adopt, approved, proved int64
 	var inc, proof string
 	var own, all heldBy
-	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.Epoch, &adopt, &approved, &inc, &proof,
+	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.FactsRev, &f.Epoch, &adopt, &approved, &inc, &proof,
 		&proved, &f.LastRun}
 	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest())...); err != nil {
 		return f, err
@@ -144,6 +144,25 @@ func (s *Store) FirewallState(ctx context.Context, name string) (parry.FirewallS
 		return parry.FirewallState{}, noFirewall(name)
 	}
 	return fs[0], nil
+}
+
+// Facts is what each firewall says of itself; those that have said nothing yet are left out.
+func (s *Store) Facts(ctx context.Context) (map[string]parry.FirewallFacts, error) {
+	out := map[string]parry.FirewallFacts{}
+	_, err := collect(ctx, s.reads, `SELECT name, facts FROM firewalls WHERE facts <> ''`, nil, func(r *sql.Rows) (string, error) {
+		var name, facts string
+		var f parry.FirewallFacts
+		err := r.Scan(&name, &facts)
+		if err == nil {
+			err = fromJSON(facts, &f)
+		}
+		if err != nil {
+			return name, fmt.Errorf("facts of %s: %w", name, err)
+		}
+		out[name] = f
+		return name, nil
+	})
+	return out, s.wrap(err, "read what the firewalls say of themselves")
 }
 
 // onFirewall runs an UPDATE of the firewall whose name is $1, and wakes the lanes.

@@ -150,6 +150,50 @@ func rejectsAreReplaced(e *env) {
 	same(e, "left", len(got), 0)
 }
 
+func factsAreKeptWhenTheyChange(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	l := e.lane("fw1")
+	say := func(f *parry.FirewallFacts) parry.Revision {
+		e.Helper()
+		e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: e.run(l), Facts: f}))
+		return e.firewall("fw1").FactsRev
+	}
+	a := func(all ...string) (out []netip.Addr) {
+		for _, s := range all {
+			out = append(out, netip.MustParseAddr(s))
+		}
+		return out
+	}
+	same(e, "nothing was said", say(nil), 0)
+	facts := parry.FirewallFacts{
+		Addresses: a("198.51.100.1", "10.0.0.1", "10.0.0.1"), Gateways: a("2001:db8::1"),
+		Forwards: []parry.PortForward{{Destination: a("198.51.100.1")[0], Protocol: parry.ProtoTCP, Port: 443, PortEnd: 443, To: a("10.0.0.5")[0], ToPort: 8443}},
+	}
+	first := say(&facts)
+	same(e, "said", first > 0, true)
+	same(e, "nothing new", say(nil), first)
+	facts.Addresses = a("10.0.0.1", "198.51.100.1")
+	same(e, "the same in another order", say(&facts), first)
+	all, err := e.Facts(e.Context())
+	e.ok(err)
+	if d := cmp.Diff(map[string]parry.FirewallFacts{"fw1": facts}, all, cmp.Comparer(func(x, y netip.Addr) bool { return x == y })); d != "" {
+		e.Fatal(d)
+	}
+	facts.Resolvers = a("198.51.100.53")
+	second := say(&facts)
+	same(e, "changed", second > first, true)
+	same(e, "it says nothing any more", say(&parry.FirewallFacts{}) > second, true)
+	say(&facts)
+	e.sync("fw2@a")
+	all, err = e.Facts(e.Context())
+	e.ok(err)
+	same(e, "one that is not listed keeps them", len(all), 1)
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: e.run(l), Retired: true}))
+	all, err = e.Facts(e.Context())
+	e.ok(err)
+	same(e, "one that was retired does not", len(all), 0)
+}
+
 func cmpID(a, b parry.BlockID) int {
 	switch {
 	case a < b:

@@ -100,6 +100,11 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 			dirty = int64(t.rev)
 			t.wakes |= wakeDesired
 		}
+		if f.Facts != nil {
+			if err := t.facts(f.Run.Firewall, *f.Facts); err != nil {
+				return err
+			}
+		}
 		inc := ""
 		if f.Incident.Open() {
 			inc = toJSON(incident(f.Incident))
@@ -126,6 +131,12 @@ func (t *tx) sent(r *parry.Run) error {
 		return nil
 	}
 	return t.exec(`UPDATE firewalls SET sent_rev = $2 WHERE name = $1 AND sent_rev < $2`, r.Firewall, int64(rev))
+}
+
+// facts keeps what a firewall says of itself, when that is something else than before.
+func (t *tx) facts(firewall string, f parry.FirewallFacts) error {
+	f.Canonical()
+	return t.exec(`UPDATE firewalls SET facts = $2, facts_rev = $3 WHERE name = $1 AND facts <> $2`, firewall, toJSON(f), int64(t.rev))
 }
 
 // setRejects replaces what a firewall refuses. Rejects of blocks that were forgotten meanwhile are left out.

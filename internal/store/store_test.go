@@ -76,6 +76,7 @@ var suite = []func(*env){
 	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits, cancelledWritesAreDoneOrNot,
 	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold, pruneForgetsWhatNobodyDelivers,
 	feedReadersAddUp,
+	factsAreKeptWhenTheyChange,
 }
 
 func TestStore(t *testing.T) {
