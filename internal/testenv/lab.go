@@ -24,15 +24,17 @@ const labPatience = 30 * time.Second
 // LabOptions say what firewall to start. The zero value is usable.
 type LabOptions struct {
 	Name    string // host name, and the name in an inventory; "fw" when empty
-	Version string // "2.7.2" (when empty), "2.8" or "2.9"
+	Version string // of pfSense: "2.7.2" (when empty), "2.8" or "2.9"
 }
 
-// Lab is a running stand-in for pfSense (lab/pfsense). Its methods fail the test on error and may be called from the test's goroutine only.
+// Lab is a running firewall: a stand-in for pfSense (lab/pfsense), or what [Linux] has of one. Its methods fail the test on error and may be
+// called from the test's goroutine only.
 type Lab struct {
 	Name       string
+	Bundle     string     // the playbook bundle for its kind
 	Addr       netip.Addr // always loopback
 	Port       int
-	User       string // "admin", uid 0 behind pfSense's console shell
+	User       string // uid 0: "admin" behind pfSense's console shell, "root"
 	KeyFile    string // private key that User logs in with
 	KnownHosts string // file that pins the host key
 	Root       string // the firewall's file system as the host sees it, also while it is stopped
@@ -40,34 +42,40 @@ type Lab struct {
 	tb      testing.TB
 	dir     string
 	scripts string
-	version string
+	more    []string // further options of up
 }
 
-// StartLab starts a firewall with a fresh configuration and ends it with the test.
+// StartLab starts a pfSense with a fresh configuration and ends it with the test.
 func StartLab(tb testing.TB, o LabOptions) *Lab {
+	tb.Helper()
+	if o.Version == "" {
+		o.Version = "2.7.2"
+	}
+	return startLab(tb, "pfsense", "admin", o.Name, "--version", o.Version)
+}
+
+func startLab(tb testing.TB, kind, user, name string, more ...string) *Lab {
 	tb.Helper()
 	if os.Geteuid() != 0 {
 		tb.Skip("a lab firewall needs root")
 	}
-	if o.Name == "" {
-		o.Name = "fw"
-	}
-	if o.Version == "" {
-		o.Version = "2.7.2"
+	if name == "" {
+		name = "fw"
 	}
 	_, here, _, _ := runtime.Caller(0)
 	dir := tb.TempDir()
 	l := &Lab{
-		Name:       o.Name,
+		Name:       name,
+		Bundle:     kind,
 		Addr:       netip.AddrFrom4([4]byte{127, 0, 0, 1}),
-		User:       "admin",
+		User:       user,
 		KeyFile:    filepath.Join(dir, "id_ed25519"),
 		KnownHosts: filepath.Join(dir, "known_hosts"),
 		Root:       filepath.Join(dir, "root"),
 		tb:         tb,
 		dir:        dir,
-		scripts:    filepath.Join(filepath.Dir(here), "..", "..", "lab", "pfsense"),
-		version:    o.Version,
+		scripts:    filepath.Join(filepath.Dir(here), "..", "..", "lab", kind),
+		more:       more,
 	}
 	tb.Cleanup(func() {
 		if tb.Failed() {
@@ -104,7 +112,7 @@ func (l *Lab) Start() {
 
 // upArgs name this process as the owner, so that a test binary that is killed leaves no firewall behind.
 func (l *Lab) upArgs() []string {
-	return []string{"--dir", l.dir, "--name", l.Name, "--port", strconv.Itoa(l.Port), "--version", l.version, "--owner", strconv.Itoa(os.Getpid())}
+	return append([]string{"--dir", l.dir, "--name", l.Name, "--port", strconv.Itoa(l.Port), "--owner", strconv.Itoa(os.Getpid())}, l.more...)
 }
 
 // Reboot starts the firewall anew: pf is empty but for what config.xml says; with ramDisk the table files are gone too.
