@@ -249,6 +249,8 @@ func (a *App) host(name string) ansible.Host {
 
 func (a *App) exempt(p netip.Prefix) (parry.Exemption, bool) { return a.policy.Overlapping(p, a.now()) }
 
+func (a *App) exemptFile() parry.ExemptFile { return a.policy.File(a.now()) }
+
 // Run serves until ctx ends, then drains: it stops accepting, answers who waits, gives runs in progress their time, and ends the notifier
 // last. Everything that was accepted is stored, so that what is left undone is done by the next start.
 func (a *App) Run(ctx context.Context) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/hex"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -28,15 +29,19 @@ type finder struct {
 // find lists the addresses of this host, its gateways and resolvers, the inventory's hosts, what the firewalls say of themselves, the mail,
 // channels' and database servers, the trusted proxies and the callers.
 func (f *finder) find(ctx context.Context, cfg *config.Config, hosts map[string]ansible.Host, told []claim, callers map[netip.Addr]string) []parry.Exemption {
-	found := map[netip.Prefix]string{}
-	add := func(a netip.Addr, why string) {
+	found := map[netip.Prefix]parry.Exemption{}
+	put := func(a netip.Addr, why string, fleeting bool) { // what is fleeting comes last
 		a = a.Unmap().WithZone("")
 		if a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() {
-			if p := netip.PrefixFrom(a, a.BitLen()); found[p] == "" {
-				found[p] = why
+			p := netip.PrefixFrom(a, a.BitLen())
+			if _, known := found[p]; !known {
+				x := exemptFound(p, why)
+				x.Fleeting = fleeting || a.IsLinkLocalUnicast() // an interface's own, which containers bring and take
+				found[p] = x
 			}
 		}
 	}
+	add := func(a netip.Addr, why string) { put(a, why, false) }
 	if addrs, err := net.InterfaceAddrs(); err == nil {
 		for _, a := range addrs {
 			if n, ok := a.(*net.IPNet); ok {
@@ -59,23 +64,27 @@ func (f *finder) find(ctx context.Context, cfg *config.Config, hosts map[string]
 	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for what, host := range serverNames(cfg) {
+	names := serverNames(cfg)
+	for what, host := range names {
+		if a, err := netip.ParseAddr(host); err == nil {
+			add(a, what)
+			delete(names, what)
+		}
+	}
+	for what, host := range names {
 		wg.Go(func() { // at once, since a dead resolver takes its time with each
 			for _, a := range f.resolve(ctx, host) {
 				mu.Lock()
-				add(a, what)
+				put(a, what, true)
 				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
 	for a, token := range callers {
-		add(a, "caller with the token "+token)
+		put(a, "caller with the token "+token, true)
 	}
-	out := make([]parry.Exemption, 0, len(found))
-	for p, why := range found {
-		out = append(out, exemptFound(p, why))
-	}
+	out := slices.AppendSeq(make([]parry.Exemption, 0, len(found)), maps.Values(found))
 	for _, p := range cfg.TrustedProxies {
 		if p.Bits() >= 8 {
 			out = append(out, exemptFound(p.Prefix, "trusted proxy"))
@@ -115,9 +124,6 @@ func serverNames(cfg *config.Config) map[string]string {
 }
 
 func (f *finder) resolve(ctx context.Context, host string) []netip.Addr {
-	if a, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{a}
-	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)

@@ -55,6 +55,9 @@ func TestFind_namesWhyEachIsNeverBlocked(t *testing.T) {
 		Gateways:  []netip.Addr{netip.MustParseAddr("198.51.100.254")}, Resolvers: []netip.Addr{netip.MustParseAddr("198.51.100.53")},
 	}), map[netip.Addr]string{netip.MustParseAddr("::ffff:198.51.100.77"): "siem"}) {
 		got[x.Prefix.String()] = x.Reason
+		if caller := strings.HasPrefix(x.Reason, "caller"); x.Fleeting != (caller || x.Prefix.Addr().IsLinkLocalUnicast()) {
+			t.Errorf("%s (%s): told to firewalls: %v", x.Prefix, x.Reason, !x.Fleeting)
+		}
 		if !strings.HasPrefix(string(x.ID), "found:") || x.Source != parry.ExemptFound {
 			t.Errorf("%+v", x)
 		}

@@ -23,7 +23,7 @@ import (
 func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Reconciler, error) {
 	r := cfg.Reconcile
 	return reconcile.New(reconcile.Options{
-		Store: a.store, Runner: a.runner, Library: a.library, Fleet: a.fleet, Host: a.host, Exempt: a.exempt, Controller: controller,
+		Store: a.store, Runner: a.runner, Library: a.library, Fleet: a.fleet, Host: a.host, Exempt: a.exempt, ExemptFile: a.exemptFile, Controller: controller,
 		Channels: subscriptions(cfg), StateDir: cfg.StateDir, Playbook: cfg.Ansible.PlaybookBin,
 		Slack: cfg.Blocks.ExpirySlack.D(), RunDeadline: cfg.Ansible.Deadline.D(), Drain: min(drain, cfg.Ansible.Deadline.D()),
 		VerifyEvery: r.VerifyEvery.D(), Backoff: reconcile.Backoff{Min: r.BackoffMin.D(), Max: r.BackoffMax.D(), SlowMin: r.AuthBackoff.D()},

@@ -186,6 +186,9 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		if f.Proof.Capacity > 0 {
 			proof += ", room for " + strconv.Itoa(f.Proof.Capacity)
 		}
+		if f.Proof.ExemptSha256 != "" {
+			proof += ", behind " + plural(int64(f.Proof.ExemptCount), "exemption", "exemptions")
+		}
 		proof += ", " + p.ago(f.ProvedAt)
 	}
 	bundle := f.Bundle

@@ -28,7 +28,7 @@ var hints = map[Failure]struct {
 	FailInventory: {PaceUsual, "The inventory lacks this firewall or its address. Add the host with ansible_host and reload parry."},
 	FailTask:      {PaceUsual, "A task of the playbook failed. Read its message and the run's log, and run the command below by hand to see more (-vvv)."},
 	FailProof: {PaceUsual, "The firewall holds something else than parry sent. Somebody changes parry's tables or rules, or the bundle reads back wrongly: " +
-		"compare the run's desired.txt with the firewall's tables."},
+		"compare the run's desired.txt (and exempt.txt) with the firewall's tables."},
 	FailNoProof: {PaceUsual, "The playbook ended without its proof. The bundle must answer with set_stats as contract 1 says: check its version."},
 	FailStaleEpoch: {PaceSlow, "The firewall has seen a newer parry database than this one: a backup was restored, or a second parry runs. Make sure that only this one runs, " +
 		"then `parry firewalls adopt`. Entries that this database does not know will be removed."},

@@ -22,6 +22,13 @@ type List struct {
 type table struct {
 	all   []parry.Exemption // as given; without the special ranges
 	paths bart.Table[[]parry.Exemption]
+	file  atomic.Pointer[file]
+}
+
+// file is an exempt file, and until when it holds: an exemption runs out then. Zero is without end.
+type file struct {
+	parry.ExemptFile
+	until time.Time
 }
 
 // NewList makes a list that holds the special ranges only.
@@ -89,6 +96,28 @@ func (l *List) Overlapping(p netip.Prefix, now time.Time) (parry.Exemption, bool
 // AllOverlapping lists what [List.Overlapping] finds one of.
 func (l *List) AllOverlapping(p netip.Prefix, now time.Time) []parry.Exemption {
 	return slices.Collect(l.table.Load().overlapping(canonical(p), now))
+}
+
+// File is the list as firewalls get it, special ranges and fleeting exemptions apart. It is made once for all that ask, until something changes.
+func (l *List) File(now time.Time) parry.ExemptFile {
+	t := l.table.Load()
+	if f := t.file.Load(); f != nil && (f.until.IsZero() || now.Before(f.until)) {
+		return f.ExemptFile
+	}
+	var f file
+	var all []netip.Prefix
+	for _, x := range t.all {
+		switch at := x.ExpiresAt; {
+		case x.Fleeting, !at.IsZero() && !now.Before(at):
+			continue
+		case !at.IsZero() && (f.until.IsZero() || at.Before(f.until)):
+			f.until = at
+		}
+		all = append(all, canonical(x.Prefix))
+	}
+	f.ExemptFile = parry.NewExemptFile(all)
+	t.file.Store(&f)
+	return f.ExemptFile
 }
 
 func (t *table) overlapping(p netip.Prefix, now time.Time) func(yield func(parry.Exemption) bool) {

@@ -84,6 +84,27 @@ func TestOverlapping_exemptionsInBothDirections(t *testing.T) {
 	}
 }
 
+func TestFile_isWhatFirewallsAreTold(t *testing.T) {
+	t.Parallel()
+	l := NewList()
+	want := func(at time.Time, text string) {
+		t.Helper()
+		if f := l.File(at); string(f.Text) != text || f.SHA256 != parry.NewExemptFile(nil).SHA256 != (text != "") {
+			t.Errorf("got %q, want %q", f.Text, text)
+		}
+	}
+	want(now, "")
+	l.Replace(parry.ExemptConfig, []parry.Exemption{{ID: "cfg:lan", Prefix: pfx("10.0.0.0/8")}})
+	l.Replace(parry.ExemptFound, []parry.Exemption{{ID: "found:host", Prefix: pfx("10.0.0.7")}, {ID: "found:caller", Prefix: pfx("198.51.100.9"), Fleeting: true}})
+	l.Add(parry.Exemption{ID: "x-1", Prefix: pfx("203.0.113.7"), Source: parry.ExemptAPI, ExpiresAt: now.Add(time.Hour)})
+	l.Add(parry.Exemption{ID: "x-2", Prefix: pfx("203.0.113.8"), Source: parry.ExemptAPI, ExpiresAt: now.Add(time.Minute)})
+	want(now, "10.0.0.0/8\n203.0.113.7\n203.0.113.8\n")
+	want(now.Add(time.Minute), "10.0.0.0/8\n203.0.113.7\n") // without any change of the list
+	want(now.Add(time.Hour), "10.0.0.0/8\n")
+	l.Remove("cfg:lan")
+	want(now.Add(time.Hour), "10.0.0.7\n")
+}
+
 func TestOverlapping_agreesWithPairwiseOverlap(t *testing.T) {
 	t.Parallel()
 	gen := rapid.Custom(func(t *rapid.T) netip.Prefix {

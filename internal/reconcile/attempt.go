@@ -58,7 +58,7 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 		if t.sent, err = l.render(ctx, rr, sc); err != nil {
 			return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
 		}
-		if l.same(st, t.sent) {
+		if t.exempt = l.exemptFile(&b.Manifest); l.same(st, t.sent) && !l.exemptsDue(st) {
 			// What is proved is what is desired: a block that a wider one covers came or went.
 			if err := l.r.o.Store.AdvanceApplied(ctx, l.name, t.sent.revision); err != nil {
 				l.log.Error("advance the applied revision", "err", err)
@@ -78,6 +78,9 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 		t.run.Revision = t.sent.revision
 	case parry.RunRetire:
 		t.sent = (&renderer{firewall: fw, manifest: &b.Manifest}).render(st.AppliedRev, nil)
+		if b.Manifest.Exemptions {
+			t.exempt = new(parry.NewExemptFile(nil))
+		}
 	}
 	return t.do(ctx)
 }
@@ -134,6 +137,21 @@ func (l *lane) render(ctx context.Context, rr *renderer, sc *scope) (*rendering,
 	}
 }
 
+// exemptFile is what the bundle puts ahead of its drops, nil where it takes none. It is asked after rendering: what ran out or was taken
+// out since must not stand ahead of a block that was rendered without it.
+func (l *lane) exemptFile(m *bundle.Manifest) *parry.ExemptFile {
+	if !m.Exemptions || l.r.o.ExemptFile == nil {
+		return nil
+	}
+	return new(l.r.o.ExemptFile())
+}
+
+// exemptsDue tells whether a run is due for the exemptions alone.
+func (l *lane) exemptsDue(st *parry.FirewallState) bool {
+	due := l.exemptDue(st)
+	return !due.IsZero() && !l.now().Before(due)
+}
+
 // same tells whether a rendering is what the firewall is proved to hold, so that no run is needed.
 func (l *lane) same(st *parry.FirewallState, sent *rendering) bool {
 	return l.mem.sentSum == sent.sum && st.Proof.SHA256 == sent.sum && st.DirtyRev <= st.AppliedRev && !st.Incident.Open() && !l.mem.uncertain &&
@@ -149,7 +167,8 @@ type try struct {
 	host   ansible.Host
 	bundle bundle.Bundle
 	run    parry.Run
-	sent   *rendering // nil for a verify
+	sent   *rendering        // nil for a verify
+	exempt *parry.ExemptFile // nil where nothing of exemptions is told
 	out    *ansible.Outcome
 
 	rejects map[parry.BlockID]string // what the firewall refuses, once the run counts; nil before: as it was
@@ -166,6 +185,9 @@ func (t *try) spec() ansible.Spec {
 	})
 	s := ansible.Spec{
 		RunID: t.run.ID, Host: t.host, Bundle: t.bundle, Kind: t.run.Kind, Vars: vars, Deadline: t.r.o.RunDeadline, Lock: t.lock,
+	}
+	if t.exempt != nil {
+		s.Exempt, t.mem.exemptSent = t.exempt.Text, t.now()
 	}
 	if t.sent != nil {
 		s.Desired = t.sent.file()

@@ -56,6 +56,7 @@ type situation struct {
 	lastTry, lastVerify, lastAdvance time.Time
 	triedRelevant, triedDirty        parry.Revision // as they stood at the last try
 	triedVerify                      parry.Revision
+	exemptDue                        time.Time // as the lane's
 
 	verifyEvery, earlyAfter, advanceEvery, reconsiderAfter time.Duration
 }
@@ -74,6 +75,9 @@ func (s *situation) pending() bool {
 	return s.state.ProvedAt.IsZero() || s.dirty() || s.relevant > s.state.AppliedRev
 }
 
+// exempts tells whether other exemptions are to be sent now.
+func (s *situation) exempts() bool { return !s.exemptDue.IsZero() && !s.now.Before(s.exemptDue) }
+
 // want is what would be done if nothing had failed.
 func (s *situation) want() decision {
 	nextVerify := s.lastVerify.Add(s.verifyEvery)
@@ -86,14 +90,21 @@ func (s *situation) want() decision {
 		return decision{do: doApply}
 	case s.uncertain, !s.verified, s.state.VerifyRev > 0, !s.now.Before(nextVerify):
 		return decision{do: doVerify}
-	case s.state.AppliedRev < s.any:
+	case s.exempts():
+		return decision{do: doApply}
+	}
+	until := nextVerify
+	if !s.exemptDue.IsZero() {
+		until = earliest(until, s.exemptDue)
+	}
+	if s.state.AppliedRev < s.any {
 		next := s.lastAdvance.Add(s.advanceEvery)
 		if !s.now.Before(next) {
 			return decision{do: doAdvance}
 		}
-		return decision{state: LaneIdle, until: earliest(next, nextVerify)}
+		until = earliest(until, next)
 	}
-	return decision{state: LaneIdle, until: nextVerify}
+	return decision{state: LaneIdle, until: until}
 }
 
 // decide is a lane's whole policy. Hold comes first: a firewall that is held is not even read.

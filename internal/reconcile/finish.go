@@ -69,7 +69,7 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 func (t *try) judge() verdict {
 	switch {
 	case t.run.Kind != parry.RunVerify && t.sent != nil:
-		return judgeApply(t.out, t.sent, &t.run, t.r.o.Controller)
+		return judgeApply(t.out, t.sent, t.exempt, &t.run, t.r.o.Controller)
 	case t.run.Kind == parry.RunVerify && t.mem.probe != nil:
 		return judgeVerify(t.out, t.mem.probe.run.Want, &t.run, t.st.SentRev, t.r.o.Controller)
 	case t.run.Kind == parry.RunVerify:

@@ -51,9 +51,12 @@ func whole(v any) int64 {
 }
 
 // judgeApply holds a run's proof against what was sent less what was rejected.
-func judgeApply(out *ansible.Outcome, sent *rendering, run *parry.Run, controller string) verdict {
+func judgeApply(out *ansible.Outcome, sent *rendering, exempt *parry.ExemptFile, run *parry.Run, controller string) verdict {
 	v := fromOutcome(out)
 	v.want = parry.Proof{SHA256: sent.sum, Count: len(sent.lines)}
+	if exempt != nil {
+		v.want.ExemptSHA256, v.want.ExemptCount = exempt.SHA256, exempt.Count
+	}
 	if v.state != parry.RunSucceeded {
 		return v
 	}
@@ -67,7 +70,7 @@ func judgeApply(out *ansible.Outcome, sent *rendering, run *parry.Run, controlle
 			}
 			v.rejected[r.Line-1], skip[r.Line-1] = r.Code, true
 		}
-		v.want = parry.Proof{SHA256: sent.sumWithout(skip), Count: len(sent.lines) - len(skip)}
+		v.want.SHA256, v.want.Count = sent.sumWithout(skip), len(sent.lines)-len(skip)
 	}
 	got := out.Proof
 	switch {
@@ -81,15 +84,29 @@ func judgeApply(out *ansible.Outcome, sent *rendering, run *parry.Run, controlle
 	case got.SHA256 != v.want.SHA256 || got.Count != v.want.Count:
 		v.fail(parry.FailProof, "the firewall holds %d entries (%.12s), sent less rejected are %d (%.12s)",
 			got.Count, got.SHA256, v.want.Count, v.want.SHA256)
+	default:
+		v.exempts(got, "sent")
 	}
 	return v
+}
+
+// exempts holds the exemptions ahead of the firewall's drops against those that are wanted, where it takes any.
+func (v *verdict) exempts(got *parry.Proof, how string) {
+	switch want := &v.want; {
+	case want.ExemptSHA256 == "" || got.ExemptSHA256 == want.ExemptSHA256:
+	case got.ExemptSHA256 == "":
+		v.fail(parry.FailProof, "the firewall does not tell which exemptions stand ahead of its drops, %s were %d (%.12s)", how, want.ExemptCount, want.ExemptSHA256)
+	default:
+		v.fail(parry.FailProof, "%d exemptions (%.12s) stand ahead of the firewall's drops, %s were %d (%.12s)",
+			got.ExemptCount, got.ExemptSHA256, how, want.ExemptCount, want.ExemptSHA256)
+	}
 }
 
 // judgeVerify holds what a verify read back against what was proved before; sent is the highest revision that parry knows to have sent. An empty controller is a firewall that has lost its state,
 // which the entries tell.
 func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, sent parry.Revision, controller string) verdict {
 	v := fromOutcome(out)
-	v.want = parry.Proof{SHA256: want.SHA256, Count: want.Count}
+	v.want = parry.Proof{SHA256: want.SHA256, Count: want.Count, ExemptSHA256: want.ExemptSHA256, ExemptCount: want.ExemptCount}
 	if v.state != parry.RunSucceeded {
 		return v
 	}
@@ -111,6 +128,8 @@ func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, sent pa
 	case got.SHA256 != want.SHA256 || got.Count != want.Count:
 		v.fail(parry.FailProof, "the firewall holds %d entries (%.12s), proved were %d (%.12s)",
 			got.Count, got.SHA256, want.Count, want.SHA256)
+	default:
+		v.exempts(got, "proved")
 	}
 	return v
 }

@@ -49,6 +49,7 @@ type memory struct {
 	absent    bool // the store does not know the firewall
 
 	lastTry, lastVerify, lastAdvance, lastEnd time.Time
+	exemptSent, exemptStale                   time.Time // when exemptions were last sent, and since when others are meant
 	triedRelevant, triedDirty, triedVerify    parry.Revision
 
 	relevant   parry.Revision // as last seen, and since when
@@ -376,12 +377,30 @@ func (l *lane) situation(st parry.FirewallState, sc *scope) situation {
 		m.wordUsed = false
 	}
 	return situation{
-		now: l.now(), state: st, relevant: newest, any: any,
+		exemptDue: l.exemptDue(&st),
+		now:       l.now(), state: st, relevant: newest, any: any,
 		fresh: m.fresh, verified: m.verified, uncertain: m.uncertain, probation: m.probe != nil, lifted: m.lifted, wordUsed: m.wordUsed,
 		lastTry: m.lastTry, lastVerify: m.lastVerify, lastAdvance: m.lastAdvance,
 		triedRelevant: m.triedRelevant, triedDirty: m.triedDirty, triedVerify: m.triedVerify,
 		verifyEvery: l.r.o.VerifyEvery, earlyAfter: earlyAfter, advanceEvery: advanceEvery, reconsiderAfter: reconsiderAfter,
 	}
+}
+
+// exemptDue is when a run is due because the firewall has other exemptions than are meant; zero while it has not, or takes none.
+func (l *lane) exemptDue(st *parry.FirewallState) time.Time {
+	m := &l.mem
+	if l.r.o.ExemptFile == nil || st.Proof.ExemptSHA256 == "" || st.Proof.ExemptSHA256 == l.r.o.ExemptFile().SHA256 {
+		m.exemptStale = time.Time{}
+		return time.Time{}
+	}
+	if m.exemptStale.IsZero() {
+		m.exemptStale = l.now()
+	}
+	due, next := m.exemptStale.Add(exemptGather), m.exemptSent.Add(exemptEvery)
+	if next.After(due) {
+		return next
+	}
+	return due
 }
 
 // look makes the firewall dirty when its bundle has changed since the last apply.

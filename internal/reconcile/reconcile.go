@@ -64,6 +64,7 @@ type Options struct {
 	Fleet      func() *parry.Fleet
 	Host       func(name string) ansible.Host                    // Err is set when the inventory has none
 	Exempt     func(source netip.Prefix) (parry.Exemption, bool) // an exemption that overlaps the source, in either direction
+	ExemptFile func() parry.ExemptFile                           // what firewalls put ahead of their drops; nil: they are given nothing
 	Controller string                                            // the store's controller id
 	Channels   parry.Subscriptions                               // whom to notify; none: nothing is written
 	StateDir   string                                            // Run.Dir is kept relative to it
@@ -121,7 +122,9 @@ const (
 	gatherMost      = 2 * time.Second        // but not longer
 	earlyAfter      = 30 * time.Second       // a change may bring a failing firewall's next try forward to so long after the last
 	advanceEvery    = 30 * time.Second
-	reconsiderAfter = 5 * time.Second // during an approval_required
+	exemptGather    = 10 * time.Second // a change of the exemptions waits for others, unless a run takes it along
+	exemptEvery     = time.Minute      // so often at most is a run begun for exemptions alone
+	reconsiderAfter = 5 * time.Second  // during an approval_required
 	pollEvery       = 30 * time.Second
 	wakeSpacing     = 20 * time.Millisecond
 	orphanGrace     = 30 * time.Second // an orphan that lasts longer is told

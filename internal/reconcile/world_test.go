@@ -40,6 +40,7 @@ type world struct {
 	fleet   *parry.Fleet
 	fws     map[string]*firewall
 	exempt  []netip.Prefix
+	flags   func(*bundle.Manifest) // what the bundle can do beside what all can
 	digest  string
 	badlib  error
 	orphans int // so many times LockLane finds an orphan
@@ -66,6 +67,8 @@ type firewall struct {
 	at         []time.Time
 	missing    bool // from the inventory
 	facts      *parry.FirewallFacts
+	exempt     string // ahead of the drops
+	noExempt   bool   // does not tell
 	during     func()
 	active     int
 	mostActive int
@@ -139,6 +142,7 @@ func (w *world) build(change func(*Options)) {
 			}
 			return parry.Exemption{}, false
 		},
+		ExemptFile: func() parry.ExemptFile { w.mu.Lock(); defer w.mu.Unlock(); return parry.NewExemptFile(w.exempt) },
 		Rand:       func() float64 { return 0.5 }, // no jitter
 		Registerer: w.reg,
 	}
@@ -353,13 +357,17 @@ func (w *world) Refresh(context.Context, string) (bundle.Bundle, error) {
 	if w.badlib != nil {
 		return bundle.Bundle{}, w.badlib
 	}
-	return bundle.Bundle{
+	b := bundle.Bundle{
 		BundleRef: parry.BundleRef{Name: "fake", Version: "1.0.0", Digest: w.digest}, Dir: "/bundles/fake",
 		Manifest: bundle.Manifest{
 			Name: "fake", Families: []string{"inet", "inet6"}, Prefixes: true, Ports: true, Interfaces: true,
 			Protocols: []parry.Protocol{parry.ProtoAny, parry.ProtoTCP, parry.ProtoUDP, parry.ProtoTCPUDP},
 		},
-	}, nil
+	}
+	if w.flags != nil {
+		w.flags(&b.Manifest)
+	}
+	return b, nil
 }
 
 func (w *world) Get(string, string) (bundle.Bundle, error) { return w.Refresh(w.ctx, "") }
@@ -470,6 +478,9 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 		if claim = keep; !f.echo {
 			f.held = keep
 		}
+		if s.Exempt != nil {
+			f.exempt = string(s.Exempt)
+		}
 		f.epoch, f.controller, f.flushed, f.revision = epoch, controller, false, s.Vars["parry_revision"].(int64)
 	}
 	if f.noProof {
@@ -480,6 +491,13 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 	}
 	if s.Kind == parry.RunVerify {
 		out.Facts = f.facts
+	}
+	if s.Bundle.Manifest.Exemptions && !f.noExempt {
+		lines := strings.Split(strings.TrimSuffix(f.exempt, "\n"), "\n")
+		if f.exempt == "" {
+			lines = nil
+		}
+		out.Proof.ExemptSHA256, out.Proof.ExemptCount = sumOf(lines), len(lines)
 	}
 	if f.lieCount {
 		out.Proof.Count++
