@@ -258,6 +258,7 @@ func (e FeedScope) Valid() bool {
 const (
 	FirewallConditionFailing  FirewallCondition = "failing"
 	FirewallConditionHeld     FirewallCondition = "held"
+	FirewallConditionPanic    FirewallCondition = "panic"
 	FirewallConditionPending  FirewallCondition = "pending"
 	FirewallConditionProved   FirewallCondition = "proved"
 	FirewallConditionRetiring FirewallCondition = "retiring"
@@ -270,6 +271,8 @@ func (e FirewallCondition) Valid() bool {
 	case FirewallConditionFailing:
 		return true
 	case FirewallConditionHeld:
+		return true
+	case FirewallConditionPanic:
 		return true
 	case FirewallConditionPending:
 		return true
@@ -303,6 +306,7 @@ func (e HealthStatus) Valid() bool {
 const (
 	HoldKindFlush HoldKind = "flush"
 	HoldKindHold  HoldKind = "hold"
+	HoldKindPanic HoldKind = "panic"
 )
 
 // Valid indicates whether the value is a known member of the HoldKind enum.
@@ -311,6 +315,8 @@ func (e HoldKind) Valid() bool {
 	case HoldKindFlush:
 		return true
 	case HoldKindHold:
+		return true
+	case HoldKindPanic:
 		return true
 	default:
 		return false
@@ -431,6 +437,8 @@ func (e Role) Valid() bool {
 // Defines values for RunKind.
 const (
 	RunKindApply  RunKind = "apply"
+	RunKindCheck  RunKind = "check"
+	RunKindPanic  RunKind = "panic"
 	RunKindRetire RunKind = "retire"
 	RunKindVerify RunKind = "verify"
 )
@@ -439,6 +447,10 @@ const (
 func (e RunKind) Valid() bool {
 	switch e {
 	case RunKindApply:
+		return true
+	case RunKindCheck:
+		return true
+	case RunKindPanic:
 		return true
 	case RunKindRetire:
 		return true
@@ -745,7 +757,7 @@ type Channel struct {
 	// DeliveredAt The last delivery
 	DeliveredAt time.Time `json:"delivered_at,omitempty,omitzero"`
 
-	// Events What it hears of: firewall.failed, firewall.recovered, block.rejected, block.added, block.ended
+	// Events What it hears of: firewall.failed, firewall.recovered, block.rejected, panic, block.added, block.ended
 	Events []string `json:"events"`
 
 	// FailedAt The last failure
@@ -1055,12 +1067,12 @@ type Firewall struct {
 	Retiring bool     `json:"retiring,omitempty,omitzero"`
 
 	// State proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
-	// flush.yml run by hand; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
+	// flush.yml run by hand; panic: an operator's word to be empty; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
 	State FirewallCondition `json:"state"`
 }
 
 // FirewallCondition proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
-// flush.yml run by hand; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
+// flush.yml run by hand; panic: an operator's word to be empty; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
 type FirewallCondition string
 
 // FirewallFacts What the firewall says of itself, as its last verify answered; only for one firewall asked by name, and left out where its bundle tells nothing.
@@ -1089,7 +1101,10 @@ type HealthStatus string
 type Hold struct {
 	By string `json:"by"`
 
-	// Kind hold: an operator's word, what is loaded stays; flush: flush.yml was run by hand, the firewall is empty until it is adopted
+	// Empty Of a panic: the firewall has proved that it is empty
+	Empty bool `json:"empty,omitempty,omitzero"`
+
+	// Kind hold: an operator's word, what is loaded stays; panic: an operator's word, the firewall is emptied and kept so; flush: flush.yml was run by hand, the firewall is empty until it is adopted
 	Kind   HoldKind  `json:"kind"`
 	Reason string    `json:"reason,omitempty,omitzero"`
 	Since  time.Time `json:"since"`
@@ -1098,7 +1113,7 @@ type Hold struct {
 	Until time.Time `json:"until,omitempty,omitzero"`
 }
 
-// HoldKind hold: an operator's word, what is loaded stays; flush: flush.yml was run by hand, the firewall is empty until it is adopted
+// HoldKind hold: an operator's word, what is loaded stays; panic: an operator's word, the firewall is emptied and kept so; flush: flush.yml was run by hand, the firewall is empty until it is adopted
 type HoldKind string
 
 // HoldRequest defines model for HoldRequest.
@@ -1349,6 +1364,23 @@ type Offender struct {
 
 	// Source The address, the prefix, or an IPv6 address' /64
 	Source string `json:"source"`
+}
+
+// Panic defines model for Panic.
+type Panic struct {
+	// EndedBlocks So many blocks were ended; with `end`
+	EndedBlocks int        `json:"ended_blocks,omitempty,omitzero"`
+	Firewalls   []Firewall `json:"firewalls"`
+}
+
+// PanicRequest defines model for PanicRequest.
+type PanicRequest struct {
+	// End End the live blocks that mean none but these firewalls, too: they do not come back. Needs the right `unblock`
+	End bool `json:"end,omitempty,omitzero"`
+
+	// Firewalls Names of firewalls or groups; leaving it out means all, and those that are listed later
+	Firewalls []string `json:"firewalls,omitempty,omitzero" validate:"max=64,dive,required,max=63"`
+	Reason    string   `json:"reason,omitempty,omitzero" validate:"max=1024"`
 }
 
 // PortForward Destination NAT. What arrives for `destination` goes on to `to`
@@ -1797,6 +1829,12 @@ type LookupParams struct {
 	Key ListKey `form:"key" json:"key"`
 }
 
+// EndPanicParams defines parameters for EndPanic.
+type EndPanicParams struct {
+	// Firewalls Firewalls or groups, joined by commas; the default is all that are in panic
+	Firewalls *string `form:"firewalls,omitempty" json:"firewalls,omitempty"`
+}
+
 // ListRunsParams defines parameters for ListRuns.
 type ListRunsParams struct {
 	// Firewall Runs on this firewall
@@ -1841,6 +1879,9 @@ type PutEntryJSONRequestBody = ListEntryPut
 
 // LookupManyOnListJSONRequestBody defines body for LookupManyOnList for application/json ContentType.
 type LookupManyOnListJSONRequestBody = ListKeys
+
+// PanicJSONRequestBody defines body for Panic for application/json ContentType.
+type PanicJSONRequestBody = PanicRequest
 
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = TokenRequest
@@ -2288,6 +2329,35 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/openapi.json (the `GetOpenAPI` operationId).
 	GetOpenAPI(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EndPanic The panic is over, let what stands come back
+	//
+	// On all firewalls that are in panic, or on those that are named. After a panic of all, the others stay in it.
+	//
+	// Corresponds with DELETE /api/v1/panic (the `EndPanic` operationId).
+	EndPanic(ctx context.Context, params *EndPanicParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PanicWithBody Empty firewalls now, prove it, and keep them empty
+	//
+	// All firewalls, or those that are named. They are emptied through ordinary runs, ahead of all others, whatever they wait for: a hold, a
+	// backoff, an approval. One that cannot be reached is emptied as soon as it answers. Requests are accepted meanwhile and wait. Blocks stay in
+	// the database and come back when the panic is over, unless `end` says otherwise. Asked again, the firewalls are emptied and proved once more.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/panic (the `Panic` operationId).
+	PanicWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Panic Empty firewalls now, prove it, and keep them empty
+	//
+	// All firewalls, or those that are named. They are emptied through ordinary runs, ahead of all others, whatever they wait for: a hold, a
+	// backoff, an approval. One that cannot be reached is emptied as soon as it answers. Requests are accepted meanwhile and wait. Blocks stay in
+	// the database and come back when the panic is over, unless `end` says otherwise. Asked again, the firewalls are emptied and proved once more.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/panic (the `Panic` operationId).
+	Panic(ctx context.Context, body PanicJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRuns List runs, newest first
 	//
@@ -3211,6 +3281,65 @@ func (c *Client) Lookup(ctx context.Context, params *LookupParams, reqEditors ..
 // Corresponds with GET /api/v1/openapi.json (the `GetOpenAPI` operationId).
 func (c *Client) GetOpenAPI(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetOpenAPIRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// EndPanic The panic is over, let what stands come back
+//
+// On all firewalls that are in panic, or on those that are named. After a panic of all, the others stay in it.
+//
+// Corresponds with DELETE /api/v1/panic (the `EndPanic` operationId).
+func (c *Client) EndPanic(ctx context.Context, params *EndPanicParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEndPanicRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PanicWithBody Empty firewalls now, prove it, and keep them empty
+//
+// All firewalls, or those that are named. They are emptied through ordinary runs, ahead of all others, whatever they wait for: a hold, a
+// backoff, an approval. One that cannot be reached is emptied as soon as it answers. Requests are accepted meanwhile and wait. Blocks stay in
+// the database and come back when the panic is over, unless `end` says otherwise. Asked again, the firewalls are emptied and proved once more.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/panic (the `Panic` operationId).
+func (c *Client) PanicWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPanicRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Panic Empty firewalls now, prove it, and keep them empty
+//
+// All firewalls, or those that are named. They are emptied through ordinary runs, ahead of all others, whatever they wait for: a hold, a
+// backoff, an approval. One that cannot be reached is emptied as soon as it answers. Requests are accepted meanwhile and wait. Blocks stay in
+// the database and come back when the panic is over, unless `end` says otherwise. Asked again, the firewalls are emptied and proved once more.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/panic (the `Panic` operationId).
+func (c *Client) Panic(ctx context.Context, body PanicJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPanicRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5620,6 +5749,100 @@ func NewGetOpenAPIRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewEndPanicRequest constructs an http.Request for the EndPanic method
+func NewEndPanicRequest(server string, params *EndPanicParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/panic")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Firewalls != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "firewalls", *params.Firewalls, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPanicRequest calls the generic Panic builder with application/json body
+func NewPanicRequest(server string, body PanicJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPanicRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewPanicRequestWithBody constructs an http.Request for the Panic method, with any body, and a specified content type
+func NewPanicRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/panic")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListRunsRequest constructs an http.Request for the ListRuns method
 func NewListRunsRequest(server string, params *ListRunsParams) (*http.Request, error) {
 	var err error
@@ -6519,6 +6742,37 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/openapi.json (the `GetOpenAPI` operationId).
 	GetOpenAPIWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetOpenAPIResult, error)
+
+	// EndPanicWithResponse The panic is over, let what stands come back
+	//
+	// On all firewalls that are in panic, or on those that are named. After a panic of all, the others stay in it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/panic (the `EndPanic` operationId).
+	EndPanicWithResponse(ctx context.Context, params *EndPanicParams, reqEditors ...RequestEditorFn) (*EndPanicResult, error)
+
+	// PanicWithBodyWithResponse Empty firewalls now, prove it, and keep them empty
+	//
+	// All firewalls, or those that are named. They are emptied through ordinary runs, ahead of all others, whatever they wait for: a hold, a
+	// backoff, an approval. One that cannot be reached is emptied as soon as it answers. Requests are accepted meanwhile and wait. Blocks stay in
+	// the database and come back when the panic is over, unless `end` says otherwise. Asked again, the firewalls are emptied and proved once more.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/panic (the `Panic` operationId).
+	PanicWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PanicResult, error)
+
+	// PanicWithResponse Empty firewalls now, prove it, and keep them empty
+	//
+	// All firewalls, or those that are named. They are emptied through ordinary runs, ahead of all others, whatever they wait for: a hold, a
+	// backoff, an approval. One that cannot be reached is emptied as soon as it answers. Requests are accepted meanwhile and wait. Blocks stay in
+	// the database and come back when the panic is over, unless `end` says otherwise. Asked again, the firewalls are emptied and proved once more.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/panic (the `Panic` operationId).
+	PanicWithResponse(ctx context.Context, body PanicJSONRequestBody, reqEditors ...RequestEditorFn) (*PanicResult, error)
 
 	// ListRunsWithResponse List runs, newest first
 	//
@@ -8816,6 +9070,116 @@ func (r GetOpenAPIResult) ContentType() string {
 	return ""
 }
 
+// EndPanicResultDefaultHeaders the declared response headers of an HTTP default response for EndPanic
+type EndPanicResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type EndPanicResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Panic
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *EndPanicResultDefaultHeaders
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r EndPanicResult) GetJSON202() *Panic {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r EndPanicResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r EndPanicResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r EndPanicResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EndPanicResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r EndPanicResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PanicResultDefaultHeaders the declared response headers of an HTTP default response for Panic
+type PanicResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type PanicResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Panic
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *PanicResultDefaultHeaders
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r PanicResult) GetJSON202() *Panic {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PanicResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PanicResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PanicResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PanicResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PanicResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ListRunsResultDefaultHeaders the declared response headers of an HTTP default response for ListRuns
 type ListRunsResultDefaultHeaders struct {
 	RetryAfter int
@@ -10175,6 +10539,55 @@ func (c *ClientWithResponses) GetOpenAPIWithResponse(ctx context.Context, reqEdi
 		return nil, err
 	}
 	return ParseGetOpenAPIResult(rsp)
+}
+
+// EndPanicWithResponse The panic is over, let what stands come back
+//
+// On all firewalls that are in panic, or on those that are named. After a panic of all, the others stay in it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/panic (the `EndPanic` operationId).
+func (c *ClientWithResponses) EndPanicWithResponse(ctx context.Context, params *EndPanicParams, reqEditors ...RequestEditorFn) (*EndPanicResult, error) {
+	rsp, err := c.EndPanic(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEndPanicResult(rsp)
+}
+
+// PanicWithBodyWithResponse Empty firewalls now, prove it, and keep them empty
+//
+// All firewalls, or those that are named. They are emptied through ordinary runs, ahead of all others, whatever they wait for: a hold, a
+// backoff, an approval. One that cannot be reached is emptied as soon as it answers. Requests are accepted meanwhile and wait. Blocks stay in
+// the database and come back when the panic is over, unless `end` says otherwise. Asked again, the firewalls are emptied and proved once more.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/panic (the `Panic` operationId).
+func (c *ClientWithResponses) PanicWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PanicResult, error) {
+	rsp, err := c.PanicWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePanicResult(rsp)
+}
+
+// PanicWithResponse Empty firewalls now, prove it, and keep them empty
+//
+// All firewalls, or those that are named. They are emptied through ordinary runs, ahead of all others, whatever they wait for: a hold, a
+// backoff, an approval. One that cannot be reached is emptied as soon as it answers. Requests are accepted meanwhile and wait. Blocks stay in
+// the database and come back when the panic is over, unless `end` says otherwise. Asked again, the firewalls are emptied and proved once more.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/panic (the `Panic` operationId).
+func (c *ClientWithResponses) PanicWithResponse(ctx context.Context, body PanicJSONRequestBody, reqEditors ...RequestEditorFn) (*PanicResult, error) {
+	rsp, err := c.Panic(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePanicResult(rsp)
 }
 
 // ListRunsWithResponse List runs, newest first
@@ -12276,6 +12689,98 @@ func ParseGetOpenAPIResult(rsp *http.Response) (*GetOpenAPIResult, error) {
 	switch {
 	case true:
 		var headers GetOpenAPIResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseEndPanicResult parses an HTTP response from a EndPanicWithResponse call
+func ParseEndPanicResult(rsp *http.Response) (*EndPanicResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EndPanicResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Panic
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers EndPanicResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePanicResult parses an HTTP response from a PanicWithResponse call
+func ParsePanicResult(rsp *http.Response) (*PanicResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PanicResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Panic
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers PanicResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -118,3 +118,65 @@ func TestBrakes_flushByHand(t *testing.T) {
 	}
 	eventually(t, "all is in force again", func() bool { return len(sources(lab)) == 2 && stateOf(t, c, b.ID) == "enforced" })
 }
+
+// One of two firewalls is down: the other is emptied at once, and that one as soon as it answers. All is proved, held over a restart, told by one
+// mail, and comes back when the panic is over.
+func TestBrakes_panic(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	r := p.start()
+	c := p.client()
+	b := block(t, c, api.BlockRequest{Source: "203.0.113.1"}, "60s")
+	p.a.Stop()
+	called, err := c.PanicWithResponse(t.Context(), api.PanicRequest{Reason: "our own customers"})
+	if err != nil || called.JSON202 == nil || len(called.JSON202.Firewalls) != 2 {
+		t.Fatalf("panic: %v %s", err, called.Body)
+	}
+	eventually(t, "fw-b is empty", func() bool { return firewall(t, c, "fw-b").Hold.Empty })
+	if got := sources(p.b); len(got) != 0 {
+		t.Errorf("fw-b's pf holds %v", got)
+	}
+	eventually(t, "fw-a is told", func() bool { return strings.Contains(readyz(t, c), "NOT empty yet, it is failing: unreachable") })
+	if got := firewall(t, c, "fw-a"); got.State != "panic" || got.Hold.Empty {
+		t.Errorf("fw-a: %+v", got)
+	}
+	if got := block(t, c, api.BlockRequest{Source: "203.0.113.2"}, "60s"); got.State != "held" {
+		t.Errorf("a block meanwhile: %+v", got)
+	}
+	p.a.Start()
+	eventually(t, "fw-a is empty as soon as it answers", func() bool { return firewall(t, c, "fw-a").Hold.Empty })
+	r.end()
+	p.start()
+	eventually(t, "it is read after the restart", func() bool { return firewall(t, c, "fw-a").Phase == "panic" && firewall(t, c, "fw-b").Phase == "panic" })
+	for _, l := range []*testenv.Lab{p.a, p.b} {
+		if got := sources(l); len(got) != 0 {
+			t.Errorf("%s's pf holds %v in panic", l.Name, got)
+		}
+	}
+	if got := stateOf(t, c, b.ID); got != "held" {
+		t.Errorf("the block is %s", got)
+	}
+	m, err := c.GetMetricsWithResponse(t.Context())
+	if err != nil || !strings.Contains(string(m.Body), `parry_firewalls_in_panic{empty="true"} 2`) {
+		t.Errorf("metrics: %v", err)
+	}
+	if over, err := c.EndPanicWithResponse(t.Context(), nil); err != nil || over.JSON202 == nil {
+		t.Fatalf("over: %v %s", err, over.Body)
+	}
+	eventually(t, "all is in force again", func() bool {
+		return len(sources(p.a)) == 2 && len(sources(p.b)) == 2 && stateOf(t, c, b.ID) == "enforced"
+	})
+	var told []string
+	eventually(t, "the mails have come", func() bool {
+		told = nil
+		for _, l := range p.mail.Letters() {
+			if strings.Contains(string(l.Data), "X-Parry-Kind: panic") {
+				told = append(told, string(l.Data))
+			}
+		}
+		return len(told) == 2
+	})
+	if !strings.Contains(told[0], "PANIC by local") || !strings.Contains(told[0], "our own customers") || !strings.Contains(told[1], "is over") {
+		t.Errorf("the mails: %s", told)
+	}
+}

@@ -160,13 +160,14 @@ func newMetrics(a *App) prometheus.Collector {
 		blocks:      prometheus.NewDesc("parry_blocks", "Blocks in the database.", []string{"state"}, nil),
 		overdue:     prometheus.NewDesc("parry_blocks_overdue", "Live blocks whose time is over.", nil, nil),
 		undelivered: prometheus.NewDesc("parry_notifications_undelivered", "Notifications that wait to be delivered.", nil, nil),
+		panic:       prometheus.NewDesc("parry_firewalls_in_panic", "Firewalls in panic, by whether they have proved that they are empty.", []string{"empty"}, nil),
 		exemptions:  prometheus.NewDesc("parry_exemptions", "Entries of the never-block list.", []string{"source"}, nil),
 	}
 }
 
 type metrics struct {
-	app                                             *App
-	build, blocks, overdue, undelivered, exemptions *prometheus.Desc
+	app                                                    *App
+	build, blocks, overdue, undelivered, panic, exemptions *prometheus.Desc
 }
 
 func (m *metrics) Describe(c chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, c) }
@@ -189,6 +190,18 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 	if err != nil {
 		return // absent rather than wrong
 	}
+	states, err := m.app.store.Firewalls(ctx)
+	if err != nil {
+		return
+	}
+	in := map[bool]int{}
+	for i := range states {
+		if states[i].PanicRev > 0 {
+			in[states[i].Emptied()]++
+		}
+	}
+	gauge(m.panic, float64(in[true]), "true")
+	gauge(m.panic, float64(in[false]), "false")
 	gauge(m.blocks, float64(counts.LiveBlocks), "live")
 	gauge(m.blocks, float64(counts.EndedBlocks), "ended")
 	gauge(m.overdue, float64(counts.OverdueBlocks))

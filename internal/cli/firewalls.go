@@ -39,7 +39,10 @@ func (s *shell) firewalls() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.show(r.Body, func(p *printer) { p.firewallTable(r.JSON200.Items) })
+			return s.show(r.Body, func(p *printer) {
+				p.panicLine(r.JSON200.Items)
+				p.firewallTable(r.JSON200.Items)
+			})
 		},
 	}
 	type answer = func(ctx context.Context, cl *api.ClientWithResponses, name string) ([]byte, *api.Firewall, error)
@@ -142,7 +145,13 @@ func inertPrefix(prefix, s string) string {
 
 func holdText(p *printer, h api.Hold) string {
 	s := "held " + p.ago(h.Since) + " by " + inert(h.By)
-	if h.Kind == api.HoldKindFlush {
+	switch h.Kind {
+	case api.HoldKindPanic:
+		s = "panic " + p.ago(h.Since) + " by " + inert(h.By) + ", not empty yet"
+		if h.Empty {
+			s = strings.TrimSuffix(s, "not empty yet") + "proved empty"
+		}
+	case api.HoldKindFlush:
 		s = "emptied " + inert(h.By) + ", noticed " + p.ago(h.Since) + "; when it may be filled again: parry firewalls adopt"
 	}
 	if !h.Until.IsZero() {

@@ -49,7 +49,7 @@ var channelTypes = map[string][]string{
 }
 
 // ChannelReports are the events that a channel hears of when it names none: what mail tells.
-var ChannelReports = []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered, parry.NotifyRejected}
+var ChannelReports = []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered, parry.NotifyRejected, parry.NotifyPanic}
 
 // ticketKinds are those that TheHive takes: an alert begins something, and people end it.
 var ticketKinds = []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRejected, parry.NotifyAdded}

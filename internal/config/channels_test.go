@@ -34,7 +34,7 @@ func TestLoad_channelsHaveWhatTheirTypeUsuallyHas(t *testing.T) {
 	if hook.Secret.Reveal() != "0123456789abcdef" || hook.AtMost.String() != "5/10s" || fmt.Sprint(hook.Events) != "[block.added]" {
 		t.Errorf("%+v", hook)
 	}
-	if chat.AtMost.String() != "20/1m" || fmt.Sprint(chat.Events) != "[firewall.failed firewall.recovered block.rejected]" {
+	if chat.AtMost.String() != "20/1m" || fmt.Sprint(chat.Events) != "[firewall.failed firewall.recovered block.rejected panic]" {
 		t.Errorf("%+v", chat)
 	}
 	if tickets.API != "v1" || tickets.AtMost.N != 0 || fmt.Sprint(tickets.Events) != "[firewall.failed block.rejected block.added]" {

@@ -27,7 +27,7 @@ func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
 		out.Phase = s.o.Phase(st.Name)
 	}
 	if h := st.Brake(); h.Held() {
-		out.Hold = api.Hold{Kind: api.HoldKind(h.Kind), By: h.By, Reason: h.Reason, Since: h.Since.UTC(), Until: utc(h.Until)}
+		out.Hold = api.Hold{Kind: api.HoldKind(h.Kind), By: h.By, Reason: h.Reason, Since: h.Since.UTC(), Until: utc(h.Until), Empty: st.Emptied()}
 	}
 	if i := st.Incident; i.Open() {
 		out.Incident = api.Incident{
@@ -43,10 +43,12 @@ func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
 // condition sums a firewall's state up. Blocks that were accepted since its last run are not looked at: their own states tell.
 func condition(st *parry.FirewallState) api.FirewallCondition {
 	switch {
+	case !st.Listed && !st.Retiring:
+		return api.FirewallConditionUnlisted
+	case st.PanicRev > 0:
+		return api.FirewallConditionPanic
 	case st.Retiring:
 		return api.FirewallConditionRetiring
-	case !st.Listed:
-		return api.FirewallConditionUnlisted
 	case st.Brake().Held():
 		return api.FirewallConditionHeld
 	case st.Incident.Open():
@@ -250,6 +252,12 @@ func (s *Server) firewallsCheck(ctx context.Context) []string {
 		switch {
 		case !st.Listed && st.Proof.Count > 0:
 			out = append(out, st.Name+" is gone from the configuration and may still hold entries: list it again, then parry firewalls retire "+st.Name)
+		case st.Emptied():
+			out = append(out, st.Name+" is "+st.Hold.String()+"; empty and held: parry panic --off")
+		case st.PanicRev > 0 && st.Incident.Open():
+			out = append(out, st.Name+" is "+st.Hold.String()+"; NOT empty yet, it is failing: "+string(st.Incident.Failure))
+		case st.PanicRev > 0:
+			out = append(out, st.Name+" is "+st.Hold.String()+"; being emptied")
 		case st.Brake().Kind == parry.HoldFlush:
 			out = append(out, st.Name+" was "+st.Brake().String()+" and stays empty; when it may be filled again: parry firewalls adopt "+st.Name)
 		case st.Incident.Open() && st.Hold.Held():

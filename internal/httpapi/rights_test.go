@@ -37,6 +37,8 @@ var routes = map[string][]parry.Role{
 	"PUT /api/v1/firewalls/:name/hold":     atLeast(parry.RoleOperator),
 	"DELETE /api/v1/firewalls/:name/hold":  atLeast(parry.RoleOperator),
 	"PUT /api/v1/hold":                     atLeast(parry.RoleOperator),
+	"PUT /api/v1/panic":                    atLeast(parry.RoleOperator),
+	"DELETE /api/v1/panic":                 atLeast(parry.RoleOperator),
 	"DELETE /api/v1/hold":                  atLeast(parry.RoleOperator),
 	"POST /api/v1/firewalls/:name/verify":  atLeast(parry.RoleOperator),
 	"POST /api/v1/firewalls/:name/retire":  atLeast(parry.RoleApprover),
@@ -176,7 +178,7 @@ func TestTokenLimits_bindWhatItMayChange(t *testing.T) {
 		want               int
 	}{
 		{"DELETE", "/api/v1/blocks/" + core, "", 403}, {"PATCH", "/api/v1/blocks/" + core, `{"ttl":"1h"}`, 403},
-		{"PUT", "/api/v1/firewalls/core/hold", "", 403}, {"PUT", "/api/v1/hold", "", 403}, {"POST", "/api/v1/firewalls/core/adopt", "", 403},
+		{"PUT", "/api/v1/firewalls/core/hold", "", 403}, {"PUT", "/api/v1/hold", "", 403}, {"PUT", "/api/v1/panic", "", 403}, {"POST", "/api/v1/firewalls/core/adopt", "", 403},
 		{"PUT", "/api/v1/firewalls/edge-a/hold", "", 200}, {"POST", "/api/v1/firewalls/edge-b/approve", "", 202},
 	} {
 		if r := b.do("narrow", c.method, c.path, c.body); r.StatusCode != c.want {

@@ -131,6 +131,12 @@ type ServerInterface interface {
 	// GetOpenAPI This document
 	// (GET /api/v1/openapi.json)
 	GetOpenAPI(c *gin.Context)
+	// EndPanic The panic is over, let what stands come back
+	// (DELETE /api/v1/panic)
+	EndPanic(c *gin.Context, params EndPanicParams)
+	// Panic Empty firewalls now, prove it, and keep them empty
+	// (PUT /api/v1/panic)
+	Panic(c *gin.Context)
 	// ListRuns List runs, newest first
 	// (GET /api/v1/runs)
 	ListRuns(c *gin.Context, params ListRunsParams)
@@ -1479,6 +1485,46 @@ func (siw *ServerInterfaceWrapper) GetOpenAPI(c *gin.Context) {
 	siw.Handler.GetOpenAPI(c)
 }
 
+// EndPanic operation middleware
+func (siw *ServerInterfaceWrapper) EndPanic(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params EndPanicParams
+
+	// ------------- Optional query parameter "firewalls" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "firewalls", c.Request.URL.Query(), &params.Firewalls, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter firewalls: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.EndPanic(c, params)
+}
+
+// Panic operation middleware
+func (siw *ServerInterfaceWrapper) Panic(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.Panic(c)
+}
+
 // ListRuns operation middleware
 func (siw *ServerInterfaceWrapper) ListRuns(c *gin.Context) {
 
@@ -1787,6 +1833,8 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.POST(options.BaseURL+"/api/v1/lists/:name/lookup", wrapper.LookupManyOnList)
 	router.GET(options.BaseURL+"/api/v1/lookup", wrapper.Lookup)
 	router.GET(options.BaseURL+"/api/v1/openapi.json", wrapper.GetOpenAPI)
+	router.DELETE(options.BaseURL+"/api/v1/panic", wrapper.EndPanic)
+	router.PUT(options.BaseURL+"/api/v1/panic", wrapper.Panic)
 	router.GET(options.BaseURL+"/api/v1/runs", wrapper.ListRuns)
 	router.GET(options.BaseURL+"/api/v1/runs/:id", wrapper.GetRun)
 	router.GET(options.BaseURL+"/api/v1/runs/:id/events", wrapper.GetRunEvents)

@@ -41,6 +41,8 @@ type Store interface {
 	Facts(ctx context.Context) (map[string]parry.FirewallFacts, error)
 	FirewallState(ctx context.Context, name string) (parry.FirewallState, error)
 	SetHold(ctx context.Context, name string, h parry.Hold) error
+	Panic(ctx context.Context, names []string, h parry.Hold) error
+	EndPanic(ctx context.Context, names []string, by string) error
 	SetVerify(ctx context.Context, name string) error
 	SetRetiring(ctx context.Context, name string) error
 	SetAdopt(ctx context.Context, name string) error

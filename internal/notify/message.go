@@ -77,6 +77,10 @@ func Title(d *parry.Delivery) string {
 	r, b := &d.Report, d.Block
 	fw := Line(d.Firewall)
 	switch {
+	case d.Kind == parry.NotifyPanic && !r.Until.IsZero():
+		return fmt.Sprintf("parry: the panic on %s is over after %s, by %s", fw, r.Until.Sub(r.Since).Round(time.Second), Line(r.By))
+	case d.Kind == parry.NotifyPanic:
+		return fmt.Sprintf("parry: PANIC by %s: nothing is blocked on %s any more", Line(r.By), fw)
 	case d.Kind == parry.NotifyTest:
 		return "parry: a test of channel " + Line(d.Channel)
 	case d.Kind == parry.NotifySummary && d.Summary != nil:
@@ -174,7 +178,13 @@ func Fields(d *parry.Delivery) (out []Field) {
 		when("until", "Until", s.Until)
 		add("sources", "Sources", strings.Join(s.Sources, " "))
 	}
-	if r := &d.Report; d.Firewall != "" {
+	if r := &d.Report; d.Kind == parry.NotifyPanic {
+		add("firewall", "Firewalls", d.Firewall)
+		add("by", "By", r.By)
+		when("since", "Since", r.Since)
+		when("until", "Until", r.Until)
+		words("reason", "Reason", r.Message)
+	} else if d.Firewall != "" {
 		add("firewall", "Firewall", d.Firewall)
 		add("host", "Host", r.Host)
 		add("failure", "Failure", string(r.Failure))

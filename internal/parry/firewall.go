@@ -80,6 +80,7 @@ type HoldKind string
 
 const (
 	HoldWord  HoldKind = "hold"  // an operator's word: nothing is applied, what is loaded stays
+	HoldPanic HoldKind = "panic" // an operator's word: the firewall is emptied, and kept so until the panic is over
 	HoldFlush HoldKind = "flush" // flush.yml, run by hand: the firewall is empty and keeps itself so until it is adopted
 )
 
@@ -98,7 +99,10 @@ func (h Hold) Held() bool { return !h.Since.IsZero() }
 // String says it in a few words: "held by anna until 2026-11-28T15:00:00Z: maintenance". The reason is a caller's: inert text.
 func (h Hold) String() string {
 	s := "held by " + h.By
-	if h.Kind == HoldFlush {
+	switch h.Kind {
+	case HoldPanic:
+		s = "in panic by " + h.By
+	case HoldFlush:
 		s = "emptied " + h.By
 	}
 	if !h.Until.IsZero() {
@@ -180,9 +184,11 @@ type FirewallState struct {
 	VerifyRev  Revision // the operator's word, given then, that it be read back; 0: none that waits
 	FactsRev   Revision // when what it says of itself last changed; 0: it has said nothing
 	Epoch      int64
-	Adopt      bool // the operator's word that the next run may take the firewall over
-	Approved   bool // the operator's word that the next run may remove many entries
-	Hold       Hold // its own or the one for all, whichever lasts longer
+	Adopt      bool     // the operator's word that the next run may take the firewall over
+	Approved   bool     // the operator's word that the next run may remove many entries
+	Hold       Hold     // a panic; else its own or the one for all, whichever lasts longer
+	PanicRev   Revision // when the panic began that Hold tells of; 0: none
+	EmptiedRev Revision // when a panic's run last proved that nothing is loaded
 	Incident   Incident
 	Proof      Proof // of the last run that counted
 	ProvedAt   time.Time
@@ -200,6 +206,9 @@ func (s *FirewallState) Brake() Hold {
 	}
 	return s.Hold
 }
+
+// Emptied tells whether the panic that is on has been carried out: the firewall has proved that nothing is loaded.
+func (s *FirewallState) Emptied() bool { return s.PanicRev > 0 && s.EmptiedRev >= s.PanicRev }
 
 // Converged tells whether all up to rev is applied.
 func (s *FirewallState) Converged(rev Revision) bool {
@@ -232,7 +241,7 @@ const (
 func Derive(b *Block, fw *FirewallState, rejected bool) State {
 	if !b.Live() {
 		switch {
-		case b.EndRev <= fw.AppliedRev, rejected:
+		case b.EndRev <= fw.AppliedRev, rejected, fw.Emptied():
 			return StateLifted
 		default:
 			return StateLifting
@@ -243,6 +252,8 @@ func Derive(b *Block, fw *FirewallState, rejected bool) State {
 		return StateRejected
 	case b.Rev <= fw.AppliedRev && fw.DirtyRev <= fw.AppliedRev:
 		return StateEnforced
+	case fw.PanicRev > 0 && !fw.Emptied() && b.Rev <= fw.AppliedRev:
+		return StateLifting // by a panic: it may still be loaded
 	case fw.Brake().Held():
 		return StateHeld
 	case fw.Incident.Open():

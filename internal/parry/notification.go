@@ -12,6 +12,7 @@ const (
 	NotifyFailed    NotificationKind = "firewall.failed"
 	NotifyRecovered NotificationKind = "firewall.recovered"
 	NotifyRejected  NotificationKind = "block.rejected"
+	NotifyPanic     NotificationKind = "panic" // begun, or over
 	NotifyAdded     NotificationKind = "block.added"
 	NotifyEnded     NotificationKind = "block.ended"
 	NotifySummary   NotificationKind = "blocks.summary" // stands for many of the two before, where a channel takes only so many
@@ -19,7 +20,7 @@ const (
 )
 
 // NotifyKinds lists what a channel can subscribe to.
-var NotifyKinds = []NotificationKind{NotifyFailed, NotifyRecovered, NotifyRejected, NotifyAdded, NotifyEnded}
+var NotifyKinds = []NotificationKind{NotifyFailed, NotifyRecovered, NotifyRejected, NotifyPanic, NotifyAdded, NotifyEnded}
 
 // Bulk tells whether a storm of requests brings as many of these. They wait behind all others, and a channel can limit their rate.
 func (k NotificationKind) Bulk() bool { return k == NotifyAdded || k == NotifyEnded }
@@ -45,7 +46,7 @@ func (s Severity) AtLeast(least Severity) bool {
 // the other.
 func SeverityOf(k NotificationKind) Severity {
 	switch k {
-	case NotifyFailed, NotifyRecovered:
+	case NotifyFailed, NotifyRecovered, NotifyPanic:
 		return SeverityCritical
 	case NotifyRejected:
 		return SeverityWarning

@@ -38,6 +38,7 @@ const (
 	RunApply  RunKind = "apply"
 	RunVerify RunKind = "verify"
 	RunRetire RunKind = "retire" // apply with nothing desired
+	RunPanic  RunKind = "panic"  // apply with nothing desired, as long as a panic is on
 	RunCheck  RunKind = "check"  // apply in check mode: shows what it would change
 )
 
@@ -100,13 +101,14 @@ type FinishRun struct {
 	VerifyUsed    Revision       // the word to read back that this run followed; a newer one stays
 	Facts         *FirewallFacts // what the firewall says of itself from now on; nil: as before
 	Retired       bool           // emptied and proved: forget the firewall
+	Emptied       bool           // emptied by a panic and proved: what ended up to Run.Revision is lifted, nothing that stands is in force
 	Notifications []Notification
 }
 
 // Report is what an admin must know, complete when it is written so that a channel needs nothing else.
 type Report struct {
-	Firewall   string    `json:"firewall"`
-	Host       string    `json:"host"` // address:port
+	Firewall   string    `json:"firewall"` // of a panic: "all firewalls", or names
+	Host       string    `json:"host"`     // address:port
 	Since      time.Time `json:"since"`
 	Until      time.Time `json:"until,omitzero"` // of a recovery
 	Failure    Failure   `json:"failure,omitempty"`
@@ -126,6 +128,7 @@ type Report struct {
 	Command    string    `json:"command,omitempty"`  // how to run it by hand
 	Revision   Revision  `json:"revision"`
 	Controller string    `json:"controller,omitempty"`
+	By         string    `json:"by,omitempty"` // whose word it was; of a panic
 }
 
 // Changes is what happened to the desired state after a revision.

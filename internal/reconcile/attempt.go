@@ -20,12 +20,12 @@ import (
 // attempt does one run, or says why it cannot be begun.
 func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.Firewall, sc *scope, do todo) (until time.Time, again bool) {
 	l.show(LaneQueued, time.Time{})
-	release, err := l.r.slots.acquire(ctx, st.Incident.Open())
+	release, err := l.queue(ctx, st, do)
 	if err != nil {
-		return time.Time{}, false
+		return time.Time{}, ctx.Err() == nil
 	}
 	defer release()
-	kind := map[todo]parry.RunKind{doApply: parry.RunApply, doVerify: parry.RunVerify, doRetire: parry.RunRetire}[do]
+	kind := map[todo]parry.RunKind{doApply: parry.RunApply, doVerify: parry.RunVerify, doRetire: parry.RunRetire, doEmpty: parry.RunPanic}[do]
 	m := &l.mem
 	m.lastTry, m.triedDirty, m.triedVerify, m.triedRelevant, m.fresh, m.gather = l.now(), st.DirtyRev, st.VerifyRev, m.relevant, false, false
 
@@ -80,6 +80,15 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 		t.sent = (&renderer{firewall: fw, manifest: &b.Manifest}).render(st.AppliedRev, nil)
 		if b.Manifest.Exemptions {
 			t.exempt = new(parry.NewExemptFile(nil))
+		}
+	case parry.RunPanic:
+		if err := l.r.view.refresh(ctx); err != nil {
+			return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+		}
+		t.sent = (&renderer{firewall: fw, manifest: &b.Manifest}).render(l.r.view.revision(), nil)
+		t.run.Revision, m.probe = t.sent.revision, nil
+		if b.Manifest.Exemptions {
+			t.exempt = new(parry.NewExemptFile(nil)) // nothing of parry's is left behind
 		}
 	}
 	return t.do(ctx)
@@ -354,7 +363,7 @@ func (l *lane) lastSent(ctx context.Context) []byte {
 	}
 	for i := range runs.Items {
 		run := &runs.Items[i]
-		if run.Kind != parry.RunApply {
+		if run.Kind != parry.RunApply && run.Kind != parry.RunPanic {
 			continue
 		}
 		b, err := os.ReadFile(filepath.Join(l.r.o.StateDir, run.Dir, "desired.txt"))

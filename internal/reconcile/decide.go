@@ -21,12 +21,13 @@ const (
 	LaneSuspended LaneState = "suspended" // waits for an operator's adopt
 	LaneApproval  LaneState = "approval"  // waits for an operator's approve
 	LaneHeld      LaneState = "held"
+	LanePanic     LaneState = "panic" // is empty, and kept so
 	LaneRetired   LaneState = "retired"
 )
 
 // LaneStates lists every state.
 var LaneStates = []LaneState{LaneStarting, LaneStandby, LaneOrphan, LaneIdle, LaneGathering, LaneQueued, LaneRunning, LaneBackoff,
-	LaneSuspended, LaneApproval, LaneHeld, LaneRetired}
+	LaneSuspended, LaneApproval, LaneHeld, LanePanic, LaneRetired}
 
 // todo is what a lane does next.
 type todo int
@@ -37,6 +38,7 @@ const (
 	doApply
 	doVerify
 	doRetire
+	doEmpty
 )
 
 // situation is all that a decision is made from.
@@ -107,8 +109,11 @@ func (s *situation) want() decision {
 	return decision{state: LaneIdle, until: until}
 }
 
-// decide is a lane's whole policy. Hold comes first: a firewall that is held is not even read.
+// decide is a lane's whole policy. A panic comes first, then a hold: a firewall that is held is not even read.
 func decide(s situation) decision {
+	if s.state.PanicRev > 0 {
+		return s.panicking()
+	}
 	if s.state.Hold.Held() {
 		return decision{state: LaneHeld}
 	}

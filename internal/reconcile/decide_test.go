@@ -42,6 +42,11 @@ func TestDecide(t *testing.T) {
 	fresh := func(s *situation) { s.fresh = true }
 	adopt := func(s *situation) { s.state.Adopt = true }
 	approved := func(s *situation) { s.state.Approved = true }
+	inPanic := func(s *situation) {
+		s.state.PanicRev, s.state.DirtyRev, s.state.Hold = 20, 20, parry.Hold{Kind: parry.HoldPanic, Since: noon}
+	}
+	emptied := func(s *situation) { s.state.EmptiedRev, s.state.DirtyRev, s.triedDirty = 21, 21, 21 }
+	tried := func(s *situation) { s.triedDirty = 20 }
 	asked := func(s *situation) { s.state.VerifyRev = 13 }
 	askedBefore := func(s *situation) { s.state.VerifyRev, s.triedVerify = 13, 13 }
 	justTried := func(s *situation) { s.lastTry = s.now.Add(-time.Second) }
@@ -82,6 +87,22 @@ func TestDecide(t *testing.T) {
 		"authentication: a change does not try early":  {with(failing(parry.FailAuthentication), newer), doWait, LaneBackoff, noon.Add(time.Minute)},
 		"authentication: nor does a restart":           {with(failing(parry.FailAuthentication), fresh), doWait, LaneBackoff, noon.Add(time.Minute)},
 		"authentication: an operator's retry does":     {with(failing(parry.FailAuthentication), dirtied), doApply, "", time.Time{}},
+		"panic: a hold makes no odds":                  {with(calm(), held, inPanic), doEmpty, "", time.Time{}},
+		"panic: nor does an approval":                  {with(failing(parry.FailApproval), inPanic, tried), doEmpty, "", time.Time{}},
+		"panic: a new one knows no backoff":            {with(failing(parry.FailUnreachable), justTried, inPanic), doEmpty, "", time.Time{}},
+		"panic: nor a slow one":                        {with(failing(parry.FailAuthentication), justTried, inPanic), doEmpty, "", time.Time{}},
+		"panic: tried often":                           {with(failing(parry.FailUnreachable), justTried, inPanic, tried), doWait, LaneBackoff, noon.Add(9 * time.Second)},
+		"panic: and again":                             {with(failing(parry.FailUnreachable), inPanic, tried), doEmpty, "", time.Time{}},
+		"panic: but not where the key is refused":      {with(failing(parry.FailAuthentication), inPanic, tried), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"panic: what must be adopted must be":          {with(failing(parry.FailForeignController), inPanic), doWait, LaneSuspended, noon.Add(time.Minute)},
+		"panic: adopted":                               {with(failing(parry.FailForeignController), inPanic, adopt), doEmpty, "", time.Time{}},
+		"panic: emptied and to be confirmed":           {with(calm(), inPanic, func(s *situation) { s.probation = true }), doVerify, "", time.Time{}},
+		"panic: empty":                                 {with(calm(), pending, inPanic, emptied), doWait, LanePanic, noon.Add(14 * time.Minute)},
+		"panic: empty, read on schedule":               {with(calm(), inPanic, emptied, func(s *situation) { s.now = noon.Add(15 * time.Minute) }), doVerify, "", time.Time{}},
+		"panic: empty, holds something":                {with(failing(parry.FailProof), inPanic, emptied, later), doEmpty, "", time.Time{}},
+		"panic: empty, did not answer":                 {with(failing(parry.FailUnreachable), inPanic, emptied, later), doVerify, "", time.Time{}},
+		"panic: called again":                          {with(calm(), inPanic, emptied, func(s *situation) { s.state.PanicRev = 30 }), doEmpty, "", time.Time{}},
+		"panic: before retiring":                       {with(calm(), inPanic, func(s *situation) { s.state.Retiring = true }), doEmpty, "", time.Time{}},
 		"foreign: waits for the word":                  {failing(parry.FailForeignController), doWait, LaneSuspended, noon.Add(time.Minute)},
 		"foreign: only looks":                          {with(failing(parry.FailForeignController), later), doVerify, "", time.Time{}},
 		"foreign: a change and a restart make no odds": {with(failing(parry.FailForeignController), newer, fresh, dirtied), doWait, LaneSuspended, noon.Add(time.Minute)},

@@ -176,7 +176,7 @@ func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 		m.trusted = t.bundle.Digest
 	}
 	f.Applied = true // at the revision that stands: only the time of the proof moves
-	if t.st.DirtyRev <= t.st.AppliedRev {
+	if t.st.DirtyRev <= t.st.AppliedRev || t.st.Emptied() {
 		t.recovered(ctx, f)
 	}
 	return nil
@@ -220,7 +220,7 @@ func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (a
 
 // counts makes the run count: its revision becomes the firewall's.
 func (t *try) counts(ctx context.Context, kind parry.RunKind, rejects map[parry.BlockID]string, f *parry.FinishRun, then func()) func() {
-	f.Applied = true
+	f.Applied, f.Emptied = kind != parry.RunPanic, kind == parry.RunPanic
 	f.ClearWords = t.st.Adopt || t.st.Approved
 	f.Retired = kind == parry.RunRetire
 	t.rejects = rejects

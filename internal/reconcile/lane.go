@@ -226,7 +226,7 @@ func (l *lane) begin(ctx context.Context) error {
 	}
 	for i := len(runs.Items) - 1; i >= 0; i-- { // oldest first
 		switch r := &runs.Items[i]; {
-		case r.Kind == parry.RunApply:
+		case r.Kind == parry.RunApply, r.Kind == parry.RunPanic:
 			m.applied = r.Bundle
 		case r.Kind == parry.RunVerify && r.Bundle.Digest == m.applied.Digest:
 			m.trusted = r.Bundle.Digest
@@ -379,7 +379,7 @@ func (l *lane) situation(st parry.FirewallState, sc *scope) situation {
 	return situation{
 		exemptDue: l.exemptDue(&st),
 		now:       l.now(), state: st, relevant: newest, any: any,
-		fresh: m.fresh, verified: m.verified, uncertain: m.uncertain, probation: m.probe != nil, lifted: m.lifted, wordUsed: m.wordUsed,
+		fresh: m.fresh, verified: m.verified, uncertain: m.uncertain, probation: m.probe != nil && (st.PanicRev == 0 || m.probe.run.Kind == parry.RunPanic), lifted: m.lifted, wordUsed: m.wordUsed,
 		lastTry: m.lastTry, lastVerify: m.lastVerify, lastAdvance: m.lastAdvance,
 		triedRelevant: m.triedRelevant, triedDirty: m.triedDirty, triedVerify: m.triedVerify,
 		verifyEvery: l.r.o.VerifyEvery, earlyAfter: earlyAfter, advanceEvery: advanceEvery, reconsiderAfter: reconsiderAfter,

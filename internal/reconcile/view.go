@@ -102,6 +102,13 @@ func (v *view) relevant(s *scope) (newest, any parry.Revision) {
 	return newest, any
 }
 
+// revision is the one as of which the view is.
+func (v *view) revision() parry.Revision {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.rev
+}
+
 // in copies the blocks that the scope means.
 func (v *view) in(s *scope) ([]standing, parry.Revision) {
 	v.mu.RLock()

@@ -79,8 +79,11 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 const firewallQuery = `
 	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.facts_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof,
 		f.proved_at, f.last_run, coalesce(h.held_by, ''), h.reason, coalesce(h.since, 0), coalesce(h.until, 0),
-		coalesce(a.held_by, ''), a.reason, coalesce(a.since, 0), coalesce(a.until, 0)
-	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''`
+		coalesce(a.held_by, ''), a.reason, coalesce(a.since, 0), coalesce(a.until, 0), f.emptied_rev,
+		coalesce(p.rev, 0), coalesce(p.called_by, ''), p.reason, coalesce(p.since, 0),
+		coalesce(q.rev, 0), coalesce(q.called_by, ''), q.reason, coalesce(q.since, 0)
+	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''
+		LEFT JOIN panics p ON p.name = f.name LEFT JOIN panics q ON q.name = ''`
 
 // heldBy is a row of holds as it is read: nothing where there is none.
 type heldBy struct {
@@ -109,14 +112,21 @@ func longer(a, b parry.Hold) parry.Hold {
 func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
 	var listed, retiring, adopt, approved, proved int64
 	var inc, proof string
-	var own, all heldBy
+	var own, all, panic, panicAll heldBy
+	var rev, revAll parry.Revision
 	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.FactsRev, &f.Epoch, &adopt, &approved, &inc, &proof,
 		&proved, &f.LastRun}
-	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest())...); err != nil {
+	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest(), []any{&f.EmptiedRev, &rev}, panic.dest()[:3], []any{&revAll}, panicAll.dest()[:3])...); err != nil {
 		return f, err
 	}
 	f.Listed, f.Retiring, f.Adopt, f.Approved = listed != 0, retiring != 0, adopt != 0, approved != 0
 	f.ProvedAt, f.Hold = fromMicros(proved), longer(own.hold(), all.hold())
+	if f.PanicRev = max(rev, revAll); f.PanicRev > 0 {
+		if f.Hold = panic.hold(); revAll > rev {
+			f.Hold = panicAll.hold()
+		}
+		f.Hold.Kind = parry.HoldPanic
+	}
 	var i incident
 	if err := fromJSON(inc, &i); err != nil {
 		return f, fmt.Errorf("incident of %s: %w", f.Name, err)

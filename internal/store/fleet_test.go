@@ -94,6 +94,77 @@ func holdsEndByThemselves(e *env) {
 	same(e, "released", e.firewall("fw1").Hold.Held() || e.firewall("fw2").Hold.Held(), false)
 }
 
+func panicEmptiesAndHolds(e *env) {
+	e.opts.Subscriptions = parry.Subscriptions{{Channel: "mail", Kinds: []parry.NotificationKind{parry.NotifyPanic}}}
+	e.ok(e.Close())
+	e.open()
+	e.sync("fw1@a", "fw2@a")
+	l := e.lane("fw1")
+	before := e.put(e.ask("203.0.113.1")).Block
+	apply := func(f parry.FinishRun) {
+		e.Helper()
+		f.Run = e.run(l)
+		rev, err := e.Revision(e.Context())
+		e.ok(err)
+		f.Run.Revision, f.Run.State = rev, parry.RunSucceeded
+		e.ok(e.BeginRun(e.Context(), f.Run))
+		e.ok(e.FinishRun(e.Context(), f))
+	}
+	state := func(b parry.Block) parry.State {
+		e.Helper()
+		b, fw := e.block(b.ID), e.firewall("fw1")
+		return parry.Derive(&b, &fw, false)
+	}
+	apply(parry.FinishRun{Applied: true})
+	same(e, "in force", state(before), parry.StateEnforced)
+	e.ok(e.SetHold(e.Context(), "fw1", parry.Hold{By: "bob", Since: e.clock.Now()}))
+	h := parry.Hold{Kind: parry.HoldPanic, By: "anna", Reason: "our own customers", Since: e.clock.Now()}
+	e.wantKind(e.Panic(e.Context(), []string{"fw1", "fw9"}, h), parry.KindNotFound)
+	e.ok(e.Panic(e.Context(), []string{"fw1"}, h))
+	same(e, "panic outranks a hold", e.firewall("fw1").Hold, h)
+	same(e, "one that is not named", e.firewall("fw2").PanicRev, 0)
+	after := e.put(e.ask("203.0.113.2")).Block
+	same(e, "may still be loaded", state(before), parry.StateLifting)
+	same(e, "accepted and held", state(after), parry.StateHeld)
+	apply(parry.FinishRun{Emptied: true})
+	fw := e.firewall("fw1")
+	same(e, "emptied", fw.Emptied(), true)
+	same(e, "held", state(before), parry.StateHeld)
+	_, _, err := e.EndBlock(e.Context(), before.ID, lifted("anna"))
+	e.ok(err)
+	same(e, "what ends is lifted already", state(before), parry.StateLifted)
+	e.clock.Advance(time.Second)
+	e.ok(e.Panic(e.Context(), nil, h))
+	fw = e.firewall("fw1")
+	same(e, "to be proved again", fw.Emptied(), false)
+	e.clock.Advance(time.Second)
+	e.ok(e.EndPanic(e.Context(), nil, "bob"))
+	same(e, "the hold is still there", e.firewall("fw1").Hold.Kind, parry.HoldWord)
+	e.ok(e.SetHold(e.Context(), "fw1", parry.Hold{}))
+	same(e, "comes back", state(after), parry.StatePending)
+	e.wantKind(e.EndPanic(e.Context(), nil, "bob"), parry.KindConflict)
+	ds, err := e.NextDeliveries(e.Context(), "mail", 10, true)
+	e.ok(err)
+	same(e, "told: two calls and an end", len(ds), 3)
+	same(e, "of whom", ds[0].Firewall+" "+ds[0].Report.By+" "+ds[0].Report.Message, "fw1 anna our own customers")
+	same(e, "of all", ds[1].Firewall, "all firewalls")
+	same(e, "over", ds[2].Report.Until.IsZero(), false)
+	same(e, "threaded", ds[2].Incident == ds[0].ID || ds[2].Incident == ds[1].ID, true)
+}
+
+func panicOfAllEndsForSome(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	e.ok(e.Panic(e.Context(), nil, parry.Hold{By: "anna", Since: e.clock.Now()}))
+	e.sync("fw1@a", "fw2@a", "fw3@a")
+	same(e, "one that is listed later", e.firewall("fw3").PanicRev > 0, true)
+	e.ok(e.EndPanic(e.Context(), []string{"fw2"}, "anna"))
+	same(e, "over", e.firewall("fw2").PanicRev, 0)
+	same(e, "the others stay", e.firewall("fw1").PanicRev > 0 && e.firewall("fw3").PanicRev > 0, true)
+	e.wantKind(e.EndPanic(e.Context(), []string{"fw2"}, "anna"), parry.KindConflict)
+	e.ok(e.EndPanic(e.Context(), nil, "anna"))
+	same(e, "all over", e.firewall("fw1").PanicRev+e.firewall("fw3").PanicRev, 0)
+}
+
 func wordsAreUsedUp(e *env) {
 	e.sync("fw1@a")
 	l := e.lane("fw1")

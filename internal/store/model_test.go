@@ -59,6 +59,7 @@ type modelFirewall struct {
 	proved         seen // the last good run's
 	dirty          int  // how often it was made dirty; proved.dirty is what the last good run had seen
 	held, incident bool
+	panic, emptied bool // as called, and as proved since
 	rejected       map[parry.BlockID]bool
 	running        *seen
 	gone           bool
@@ -218,6 +219,18 @@ func (w *world) finish(ok, reject, late bool) {
 	}
 }
 
+// end ends the run that is on, well, and tells the model.
+func (w *world) end(fin parry.FinishRun, then func(*modelFirewall, *seen)) {
+	if _, f := w.first(); f != nil && f.running != nil {
+		s := f.running
+		f.running = nil
+		fin.Run = s.run
+		fin.Run.State = parry.RunSucceeded
+		w.ok(w.FinishRun(w.Context(), fin))
+		then(f, s)
+	}
+}
+
 // events are what can happen; the second source of a world only ever gets "other".
 var events = map[string]func(*world){
 	"create":  func(w *world) { w.put(w.sources[0], time.Hour) },
@@ -267,6 +280,27 @@ var events = map[string]func(*world){
 	},
 	"held":     func(w *world) { w.hold(parry.Hold{By: "anna", Since: w.clock.Now()}) },
 	"released": func(w *world) { w.hold(parry.Hold{}) },
+	"panic": func(w *world) {
+		if name, f := w.first(); f != nil {
+			w.ok(w.Panic(w.Context(), []string{name}, parry.Hold{By: "anna", Since: w.clock.Now()}))
+			f.panic, f.emptied = true, false
+			f.dirty++
+		}
+	},
+	"panic over": func(w *world) {
+		if name, f := w.first(); f != nil && f.panic {
+			w.ok(w.EndPanic(w.Context(), []string{name}, "anna"))
+			f.panic = false
+			f.dirty++
+		}
+	},
+	"emptied": func(w *world) {
+		w.begin()
+		w.end(parry.FinishRun{Emptied: true, SetRejects: true}, func(f *modelFirewall, s *seen) {
+			f.proved, f.rejected, f.incident, f.emptied = *s, nil, false, true
+			f.dirty++
+		})
+	},
 	"a short hold is over": func(w *world) {
 		now := w.clock.Now()
 		w.hold(parry.Hold{By: "anna", Since: now, Until: now.Add(time.Minute)})
@@ -308,7 +342,7 @@ func (w *world) hold(h parry.Hold) {
 func (f *modelFirewall) want(id parry.BlockID, b *modelBlock) parry.State {
 	wasLive, known := f.proved.ids[id]
 	switch {
-	case !b.live && (known && !wasLive || f.rejected[id]):
+	case !b.live && (known && !wasLive || f.rejected[id] || f.panic && f.emptied):
 		return parry.StateLifted
 	case !b.live:
 		return parry.StateLifting
@@ -316,7 +350,9 @@ func (f *modelFirewall) want(id parry.BlockID, b *modelBlock) parry.State {
 		return parry.StateRejected
 	case known && f.proved.dirty == f.dirty:
 		return parry.StateEnforced
-	case f.held:
+	case f.panic && !f.emptied && known:
+		return parry.StateLifting
+	case f.held || f.panic:
 		return parry.StateHeld
 	case f.incident:
 		return parry.StateDegraded

@@ -91,12 +91,17 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		}
 		if f.Retired {
 			t.wakes |= wakeDesired
-			return errors.Join(t.exec(`DELETE FROM holds WHERE name = $1`, f.Run.Firewall), t.exec(`DELETE FROM firewalls WHERE name = $1`, f.Run.Firewall))
+			return errors.Join(t.exec(`DELETE FROM holds WHERE name = $1`, f.Run.Firewall), t.exec(`DELETE FROM panics WHERE name = $1`, f.Run.Firewall),
+				t.exec(`DELETE FROM firewalls WHERE name = $1`, f.Run.Firewall))
 		}
 		if f.Applied {
 			applied, proof, proved = max(applied, int64(f.Run.Revision)), toJSON(f.Run.Got), micros(f.Run.EndedAt)
 		}
-		if f.Dirty {
+		var emptied int64
+		if f.Emptied {
+			applied, proof, proved, emptied = max(applied, int64(f.Run.Revision)), toJSON(f.Run.Got), micros(f.Run.EndedAt), int64(t.rev)
+		}
+		if f.Dirty || f.Emptied {
 			dirty = int64(t.rev)
 			t.wakes |= wakeDesired
 		}
@@ -111,8 +116,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		}
 		err = t.exec(`UPDATE firewalls SET applied_rev = $2, dirty_rev = $3, proof = $4, proved_at = $5, incident = $6, last_run = $7,
 				adopt = CASE WHEN $8 = 1 THEN 0 ELSE adopt END, approved = CASE WHEN $8 = 1 THEN 0 ELSE approved END,
-				verify_rev = CASE WHEN verify_rev <= $9 THEN 0 ELSE verify_rev END WHERE name = $1`,
-			f.Run.Firewall, applied, dirty, proof, proved, inc, string(f.Run.ID), flag(f.ClearWords), int64(f.VerifyUsed))
+				verify_rev = CASE WHEN verify_rev <= $9 THEN 0 ELSE verify_rev END,
+				emptied_rev = CASE WHEN emptied_rev < $10 THEN $10 ELSE emptied_rev END WHERE name = $1`,
+			f.Run.Firewall, applied, dirty, proof, proved, inc, string(f.Run.ID), flag(f.ClearWords), int64(f.VerifyUsed), emptied)
 		if err != nil || !f.SetRejects {
 			return err
 		}

@@ -33,7 +33,7 @@ type Options struct {
 	Logger   *slog.Logger     // slog.Default() if nil
 	QueueLen int              // writing operations that may wait; 4096 if 0
 
-	Subscriptions parry.Subscriptions // to block.added and block.ended, which are written where blocks begin and end
+	Subscriptions parry.Subscriptions // of all channels: what begins and ends here is told to those that want to hear of it
 }
 
 // Store is an open database. Its methods may be called from any goroutine. Errors bear a [parry.Kind] where their meaning is known; a
@@ -55,7 +55,8 @@ type Store struct {
 
 	desired, applied, outbox, lists wake
 
-	subscriptions parry.Subscriptions
+	channels      parry.Subscriptions // all
+	subscriptions parry.Subscriptions // to block.added and block.ended
 
 	lanesMu sync.Mutex
 	lanes   map[string]*Lane
@@ -95,6 +96,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		queue: make(chan *op, cmp.Or(o.QueueLen, 4096)), written: make(chan struct{}),
 		lanes: map[string]*Lane{}, touched: map[parry.TokenID]int64{},
 	}
+	s.channels = o.Subscriptions
 	for _, sub := range o.Subscriptions {
 		if slices.ContainsFunc(sub.Kinds, parry.NotificationKind.Bulk) {
 			s.subscriptions = append(s.subscriptions, sub)

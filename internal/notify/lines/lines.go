@@ -74,7 +74,7 @@ func (c *Channel) message(d *parry.Delivery) syslog.Message {
 
 func level(d *parry.Delivery) syslog.Severity {
 	switch {
-	case d.Kind == parry.NotifyRecovered:
+	case d.Kind == parry.NotifyRecovered, d.Kind == parry.NotifyPanic && !d.Report.Until.IsZero():
 		return syslog.Notice
 	case d.Severity == parry.SeverityCritical:
 		return syslog.Critical
@@ -158,6 +158,16 @@ func cef(d *parry.Delivery, version string) string {
 		add("cnt", strconv.FormatInt(e.Count, 10), 20)
 	case d.Summary != nil:
 		add("cnt", strconv.FormatInt(d.Summary.Added+d.Summary.Ended, 10), 20)
+	case d.Kind == parry.NotifyPanic:
+		act := "panic"
+		if !d.Report.Until.IsZero() {
+			act = "panic over"
+		}
+		add("act", act, 63)
+		label("firewalls", d.Firewall)
+		label("incident", string(d.Incident))
+		add("suser", d.Report.By, 1023)
+		add("reason", d.Report.Message, 1023)
 	case d.Firewall != "":
 		add("dvchost", d.Firewall, 100)
 		add("outcome", string(d.Report.Failure), 63)

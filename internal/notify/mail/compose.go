@@ -156,6 +156,9 @@ func newPage(d *parry.Delivery) *page {
 	fw := line(r.Firewall)
 	p := &page{Footer: footer}
 	since := clock(r.Since, d.CreatedAt)
+	if d.Kind == parry.NotifyPanic {
+		return panicPage(p, d)
+	}
 	switch d.Kind {
 	case parry.NotifyRecovered:
 		p.Recovered = true
@@ -214,6 +217,28 @@ func newPage(d *parry.Delivery) *page {
 	p.Command = clean(r.Command, false)
 	if tail := strings.TrimRight(clean(r.LogTail, true), "\n"); tail != "" {
 		p.Log = strings.Split(tail, "\n")
+	}
+	return p
+}
+
+// panicPage tells that a panic began, or is over.
+func panicPage(p *page, d *parry.Delivery) *page {
+	r := &d.Report
+	fw, by := line(r.Firewall), line(r.By)
+	p.Title = fmt.Sprintf("parry: PANIC by %s: nothing is blocked on %s any more", by, fw)
+	p.Lead = fmt.Sprintf("%s has called a panic at %s: %s: parry lifts everything there and applies nothing until it is over. Requests are accepted and wait.",
+		by, stamp(r.Since), fw)
+	p.Hint = "parry firewalls shows which have proved that they are empty. Blocks that were not ended come back with: parry panic --off"
+	p.Footer = "Sent by parry. One mail when a panic begins, one when it is over."
+	p.Facts = []fact{{"Firewalls", fw}, {"By", by}}
+	if !r.Until.IsZero() {
+		p.Recovered = true
+		p.Title = fmt.Sprintf("parry: the panic on %s is over at %s, by %s", fw, clock(r.Until, d.CreatedAt), by)
+		p.Lead = fmt.Sprintf("The panic that began at %s is over for %s, by %s. What stands is being applied again.", stamp(r.Since), fw, by)
+		p.Hint = ""
+	}
+	if reason := cut(line(r.Message), 1000); reason != "" {
+		p.Facts = append(p.Facts, fact{"Reason", reason})
 	}
 	return p
 }
