@@ -50,7 +50,19 @@ type answer struct {
 		StatesKilled int    `json:"states_killed"`
 		OldRules     int    `json:"old_rules"`
 		Failure      string
+		Facts        struct {
+			Addresses, Gateways, Resolvers []string
+			Forwards                       []forward
+		}
 	}
+}
+
+// forward is a port forward as verify tells it.
+type forward struct {
+	Destination, Protocol, To string
+	Port                      int
+	PortEnd                   int `json:"port_end"`
+	ToPort                    int `json:"to_port"`
 }
 
 type reject struct {
@@ -136,6 +148,21 @@ func (f *firewall) mustApply(entries []string, v vars, args ...string) answer {
 func (f *firewall) holdLock() {
 	f.t.Helper()
 	f.SSH("(flock -o 9 && exec sleep 60) 9>/tmp/parry.lock >/dev/null 2>&1 & echo $! >/tmp/holder; until ! flock -n /tmp/parry.lock true; do :; done")
+}
+
+// loaded runs verify and returns its answer and the file that it wrote.
+func (f *firewall) loaded() (answer, string) {
+	f.t.Helper()
+	path := filepath.Join(f.dir, fmt.Sprint("loaded", f.run))
+	a := f.play("verify.yml", vars{"parry_loaded_file": path})
+	b, err := os.ReadFile(path)
+	if err != nil {
+		f.t.Fatalf("verify wrote no loaded file: %v: %s", err, a.Msg)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		f.t.Errorf("the loaded file has mode %v (%v)", info.Mode(), err)
+	}
+	return a, string(b)
 }
 
 func (f *firewall) wantProof(a answer, entries ...string) {

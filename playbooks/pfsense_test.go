@@ -384,3 +384,86 @@ func TestApply_hundredThousandSources(t *testing.T) {
 		t.Error("the third run changed something")
 	}
 }
+
+func TestVerify_handsOverWhatIsLoaded(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	a, text := f.loaded()
+	if text != "" || a.Parry.Count != 0 {
+		t.Errorf("%d entries on a fresh firewall: %q", a.Parry.Count, text)
+	}
+	f.mustApply(mixed, nil)
+	a, text = f.loaded()
+	f.wantProof(a, mixed...)
+	if want := strings.Join(slices.Sorted(slices.Values(mixed)), " - - -\n") + " - - -\n"; text != want {
+		t.Errorf("loaded:\n%swant:\n%s", text, want)
+	}
+	target := f.write("target", "kept")
+	link := filepath.Join(f.dir, "link")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{target, link, "relative"} {
+		if a := f.play("verify.yml", vars{"parry_loaded_file": path}); !a.Failed || a.Parry.Failure != "internal" || !strings.Contains(a.Msg, "parry_loaded_file") {
+			t.Errorf("%s: failed %t, %q: %s", path, a.Failed, a.Parry.Failure, a.Msg)
+		}
+	}
+	if b, err := os.ReadFile(target); err != nil || string(b) != "kept" {
+		t.Errorf("a file that was there holds %q (%v)", b, err)
+	}
+}
+
+func TestVerify_tellsAddressesAndPortForwards(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	nat := func(more string) string {
+		return "<rule><source><any></any></source><interface>wan</interface><ipprotocol>inet</ipprotocol>" + more + "</rule>"
+	}
+	rules := strings.Join([]string{
+		nat("<protocol>tcp</protocol><destination><address>198.18.0.10</address><port>AdminPorts</port></destination><target>198.18.10.81</target><local-port>AdminPorts</local-port>"),
+		nat("<protocol>tcp/udp</protocol><destination><address>198.18.0.10</address><port>8000-8010</port></destination><target>OneHost</target><local-port>9000</local-port>"),
+		nat("<protocol>gre</protocol><destination><network>wanip</network></destination><target>198.18.10.90</target>"),
+		nat("<nordr></nordr><protocol>udp</protocol><destination><network>wanip</network><port>500</port></destination>"),
+		// not to be told: off, kept back by the rule above, to several hosts, for some sources, to any address, from a network
+		nat("<disabled></disabled><protocol>tcp</protocol><destination><network>wanip</network><port>21</port></destination><target>198.18.10.90</target><local-port>21</local-port>"),
+		nat("<protocol>udp</protocol><destination><network>wanip</network><port>400-600</port></destination><target>198.18.10.90</target><local-port>400</local-port>"),
+		nat("<protocol>tcp</protocol><destination><network>wanip</network><port>80</port></destination><target>WebServers</target><local-port>80</local-port>"),
+		strings.Replace(nat("<protocol>tcp</protocol><destination><network>wanip</network><port>25</port></destination><target>198.18.10.90</target><local-port>25</local-port>"), "<any></any>", "<address>Partners</address>", 1),
+		nat("<protocol>tcp</protocol><destination><any></any><port>53</port></destination><target>198.18.10.90</target><local-port>53</local-port>"),
+		nat("<protocol>tcp</protocol><destination><address>198.18.0.0/28</address><port>53</port></destination><target>198.18.10.90</target><local-port>53</local-port>"),
+	}, "")
+	config := strings.Replace(f.Config(), "<nat>", "<nat><onetoone><external>198.18.0.11</external><source><address>198.18.10.91</address></source><destination><any></any></destination><interface>wan</interface></onetoone>", 1)
+	config = strings.Replace(config, "<aliases>", "<aliases><alias><name>OneHost</name><type>host</type><address>198.18.10.82</address></alias>", 1)
+	config = strings.Replace(config, "</rule>\n\t\t<separator></separator>\n\t</nat>", "</rule>"+rules+"<separator></separator></nat>", 1)
+	if err := os.WriteFile(filepath.Join(f.Root, "cf/conf/config.xml"), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.SSH("rm -f /tmp/config.cache")
+	facts := f.play("verify.yml", nil).Parry.Facts
+	for _, has := range []struct {
+		what string
+		all  []string
+		want []string
+	}{
+		{"addresses", facts.Addresses, []string{"198.18.0.2", "192.168.1.1", "198.18.0.10", "2001:2:0:1::2"}},
+		{"gateways", facts.Gateways, []string{"198.18.0.1", "2001:2:0:1::1"}},
+		{"resolvers", facts.Resolvers, []string{"198.18.0.53", "2001:2:0:1::53"}},
+	} {
+		for _, address := range has.want {
+			if !slices.Contains(has.all, address) {
+				t.Errorf("%s lack %s: %v", has.what, address, has.all)
+			}
+		}
+	}
+	want := []forward{
+		{Destination: "198.18.0.2", Protocol: "tcp", Port: 443, PortEnd: 443, To: "198.18.10.80", ToPort: 8443},
+		{Destination: "198.18.0.10", Protocol: "tcp", Port: 22, PortEnd: 22, To: "198.18.10.81", ToPort: 22},
+		{Destination: "198.18.0.10", Protocol: "tcp", Port: 443, PortEnd: 443, To: "198.18.10.81", ToPort: 443},
+		{Destination: "198.18.0.10", Protocol: "tcp/udp", Port: 8000, PortEnd: 8010, To: "198.18.10.82", ToPort: 9000},
+		{Destination: "198.18.0.2", Protocol: "gre", To: "198.18.10.90"},
+		{Destination: "198.18.0.11", Protocol: "-", To: "198.18.10.91"},
+	}
+	if !slices.Equal(facts.Forwards, want) {
+		t.Errorf("forwards\n%+v\nwant\n%+v", facts.Forwards, want)
+	}
+}

@@ -2,7 +2,8 @@
 
 The desired entries are read here, on the Ansible host, and never pass through a template. The program's parts (../program/*.php) are joined,
 the run's settings and the entries follow as literals, and the last line calls parry_main(). The answer is the last line of the output that
-starts with the marker; everything else that PHP or pfSense printed is ignored.
+starts with the marker; everything else that PHP or pfSense printed is ignored. What verify found loaded comes compressed within it and is written
+here, on the Ansible host.
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import glob
 import json
 import os
 import re
+import zlib
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
@@ -22,6 +24,7 @@ author: parry
 options:
   mode: {description: What to do., choices: [apply, verify, flush], required: true}
   desired_file: {description: Absolute path on the Ansible host; apply only., type: path}
+  loaded_file: {description: Absolute path on the Ansible host of a file to be made with the loaded entries; verify only., type: path}
   controller: {description: Who controls the firewall., type: str}
   epoch: {description: Fencing number; an older one is refused., type: int}
   revision: {description: Revision of the desired state., type: int}
@@ -40,6 +43,7 @@ COMMAND = "/usr/local/bin/php || exit 1"
 MARKER = "PARRY-ANSWER "
 MAX_DESIRED = 64 << 20
 MAX_ANSWER = 16 << 20
+MAX_LOADED = 64 << 20
 # Text of only these bytes can stand in a PHP nowdoc: the closing word is in capitals. Anything else goes as base64, to be rejected line by line.
 PLAIN = b"0123456789abcdefghijklmnopqrstuvwxyz:./ -\n"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\Z")
@@ -64,10 +68,19 @@ class ActionModule(ActionBase):
         try:
             run = self._settings()
             desired = self._desired() if run["mode"] == "apply" else b""
+            loaded = self._loaded_file() if run["mode"] == "verify" else ""
         except Refused as refused:
             return dict(result, failed=True, msg=str(refused), parry={"failure": refused.code})
+        run["loaded"] = loaded != ""
         output = self._low_level_execute_command(COMMAND, in_data=program(run, desired))
-        result.update(answer(output))
+        found = answer(output)
+        packed = found.pop("loaded", None)
+        result.update(found)
+        if loaded and not result.get("failed"):
+            try:
+                write_new(loaded, unpack(packed))
+            except (OSError, ValueError) as error:
+                return dict(result, failed=True, msg=f"cannot write parry_loaded_file: {error}", parry={"failure": "internal"})
         if "parry" in result and not result.get("failed"):
             # what set_stats would answer, without a task of its own
             result["ansible_stats"] = {"data": {"parry": result["parry"]}, "per_host": True, "aggregate": False}
@@ -98,6 +111,12 @@ class ActionModule(ActionBase):
             if not NAME.match(run[key]):
                 raise Refused("internal", f"{key} must be letters, digits and . _ : @ - only, at most 128")
         return run
+
+    def _loaded_file(self):
+        path = str(self._task.args.get("loaded_file") or "")
+        if path and not os.path.isabs(path):
+            raise Refused("internal", "parry_loaded_file must be an absolute path on the Ansible host")
+        return path
 
     def _desired(self):
         path = str(self._task.args.get("desired_file") or "")
@@ -131,6 +150,25 @@ def number(args, key, default):
     if not 0 <= value < 1 << 53:
         raise Refused("internal", f"{key} is out of range")
     return value
+
+
+def unpack(packed):
+    """The loaded entries out of the answer; the firewall's word, so it may not grow beyond measure."""
+    try:
+        data = base64.b64decode(packed, validate=True)
+        inflate = zlib.decompressobj()
+        text = inflate.decompress(data, MAX_LOADED)
+    except (TypeError, ValueError, zlib.error) as error:
+        raise ValueError("the firewall's answer does not hold the entries") from error
+    if not inflate.eof:
+        raise ValueError(f"the entries are cut off or larger than {MAX_LOADED >> 20} MiB")
+    return text
+
+
+def write_new(path, data):
+    """A file that did not exist before, for its owner alone; no link is followed."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(data)
 
 
 def program(run, desired):
@@ -178,6 +216,8 @@ def answer(output):
     result = {"changed": found.get("changed") is True, "msg": str(found.get("msg", ""))[:2000], "parry": found["parry"]}
     if found.get("failed"):
         result["failed"] = True
+    if "loaded" in found:
+        result["loaded"] = found["loaded"]
     if found.get("noise"):
         result["noise"] = str(found["noise"])[:2000]
     if isinstance(found.get("diff"), dict):

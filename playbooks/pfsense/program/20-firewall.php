@@ -133,6 +133,12 @@ function parry_own_addresses(): array
 /** Own addresses, gateways, resolvers and the address that this very session comes from: no source may overlap one of them. */
 function parry_protected_addresses(array $own): array
 {
+    return $own + parry_gateways() + parry_resolvers() + parry_with_bits([(string)strtok((string)getenv('SSH_CONNECTION'), ' ') => null]);
+}
+
+/** @return array<string,int> text → prefix length of the configured and the dynamic gateways */
+function parry_gateways(): array
+{
     $more = [];
     foreach (parry_list('gateways/gateway_item') as $gateway) {
         $more[(string)($gateway['gateway'] ?? '')] = null;
@@ -141,6 +147,13 @@ function parry_protected_addresses(array $own): array
         $more[(string)get_interface_gateway($key)] = null;
         $more[strtok((string)get_interface_gateway_v6($key), '%')] = null;
     }
+    return parry_with_bits($more);
+}
+
+/** @return array<string,int> text → prefix length of the resolvers that are configured or in use */
+function parry_resolvers(): array
+{
+    $more = [];
     foreach (parry_list('system/dnsserver') as $resolver) {
         $more[(string)$resolver] = null;
     }
@@ -148,8 +161,7 @@ function parry_protected_addresses(array $own): array
     foreach ($found[1] as $resolver) {
         $more[$resolver] = null;
     }
-    $more[(string)strtok((string)getenv('SSH_CONNECTION'), ' ')] = null;
-    return $own + parry_with_bits($more);
+    return parry_with_bits($more);
 }
 
 /** Drops what is no address (a dynamic gateway has a word there) and fills in full prefix lengths. */

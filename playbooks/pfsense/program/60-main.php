@@ -8,7 +8,7 @@ const PARRY_FEW = 256;         /* entries that are changed in a table one by one
 
 /**
  * @param array{mode: string, check: bool, diff: bool, controller: string, epoch: int, revision: int, sent_revision: int, run_id: string,
- *              adopt: bool, max_rules: int, role: string, action: string, log: bool, kill_states: bool} $run
+ *              adopt: bool, max_rules: int, role: string, action: string, log: bool, kill_states: bool, loaded: bool} $run
  */
 function parry_main(array $run, string $desired): void
 {
@@ -55,8 +55,14 @@ function parry_old_rules(): int
 
 function parry_verify(array $run, array $firewall): array
 {
-    $facts = parry_facts($run, parry_state_read(true), parry_loaded($firewall['real']), ['capacity' => parry_capacity()]);
-    return ['changed' => false, 'msg' => "{$facts['count']} entries in force in {$facts['rules']} rules", 'parry' => $facts];
+    $loaded = parry_loaded($firewall['real']);
+    $facts = parry_facts($run, parry_state_read(true), $loaded, ['capacity' => parry_capacity(), 'facts' => parry_network($firewall['keys'])]);
+    $answer = ['changed' => false, 'msg' => "{$facts['count']} entries in force in {$facts['rules']} rules", 'parry' => $facts];
+    if ($run['loaded']) {
+        $lines = parry_lines($loaded);
+        $answer['loaded'] = base64_encode(gzcompress($lines ? implode(" - - -\n", $lines) . " - - -\n" : '', 1));
+    }
+    return $answer;
 }
 
 /** Whose word counts here; the new state, not yet written. */
