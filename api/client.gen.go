@@ -712,6 +712,12 @@ type BlockState string
 
 // BlockStatus defines model for BlockStatus.
 type BlockStatus struct {
+	// Becomes What stands for the block's destination and port on a firewall that filters after port forwarding; left out where they are what they are
+	Becomes []Target `json:"becomes,omitempty,omitzero"`
+
+	// Hint What to do about a reject
+	Hint string `json:"hint,omitempty,omitzero"`
+
 	// Name The firewall
 	Name string `json:"name"`
 
@@ -1508,6 +1514,24 @@ type RunPage struct {
 
 // RunState defines model for RunState.
 type RunState string
+
+// Target defines model for Target.
+type Target struct {
+	// Destination Left out is any
+	//
+	// Example: 10.0.0.5
+	Destination string `json:"destination,omitempty,omitzero"`
+
+	// DestinationPort Left out is any
+	//
+	// Example: 8443
+	DestinationPort int `json:"destination_port,omitempty,omitzero"`
+
+	// Protocol Left out is any
+	//
+	// Example: tcp
+	Protocol string `json:"protocol,omitempty,omitzero"`
+}
 
 // Token defines model for Token.
 type Token struct {

@@ -28,6 +28,7 @@ import (
 	"github.com/parry/parry/internal/feeds"
 	"github.com/parry/parry/internal/httpapi"
 	"github.com/parry/parry/internal/lists"
+	"github.com/parry/parry/internal/nat"
 	"github.com/parry/parry/internal/notify"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/policy"
@@ -72,6 +73,7 @@ type App struct {
 	callers    *callers
 	found      finder
 	claims     claimJudge
+	forwards   atomic.Pointer[map[string]*nat.Table] // of each firewall, by the configuration and its own word
 	tcp, unix  net.Listener
 	warm       chan struct{}
 
@@ -248,6 +250,18 @@ func (a *App) host(name string) ansible.Host {
 }
 
 func (a *App) exempt(p netip.Prefix) (parry.Exemption, bool) { return a.policy.Overlapping(p, a.now()) }
+
+// becomes is what stands for a match on a firewall, nil where it is taken as it is.
+func (a *App) becomes(fw *parry.Firewall, m parry.Match) []parry.Match {
+	if !a.state.Load().manifests[fw.Name].AfterNAT {
+		return nil
+	}
+	all, err := (*a.forwards.Load())[fw.Name].Translate(m)
+	if err != nil || len(all) == 1 && all[0] == m {
+		return nil
+	}
+	return all
+}
 
 func (a *App) exemptFile() parry.ExemptFile { return a.policy.File(a.now()) }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/parry/parry/internal/bundle"
 	"github.com/parry/parry/internal/config"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/policy"
@@ -139,6 +140,30 @@ func TestClaims_whatAFirewallSaysOfItselfIsNeverBlocked(t *testing.T) {
 	k.must(k.refreshExemptions(t.Context(), k.state.Load()))
 	if k.why("198.51.100.1") != "" {
 		t.Error("the addresses of a retired firewall stay exempt")
+	}
+}
+
+func TestBecomes_byTheConfigurationAndTheFirewallsWord(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, "fw-a", "fw-b")
+	a := netip.MustParseAddr
+	fws := []parry.Firewall{{Name: "fw-a"}, {Name: "fw-b", NAT: parry.NAT{Forwards: []parry.PortForward{{Destination: a("198.51.100.1"), To: a("10.0.0.7")}}}}, {Name: "fw-c"}}
+	k.state.Store(&state{cfg: config.Default(), fleet: &parry.Fleet{Firewalls: fws}, manifests: map[string]bundle.Manifest{"fw-a": {AfterNAT: true}, "fw-b": {AfterNAT: true}}})
+	told := parry.FirewallFacts{Forwards: []parry.PortForward{{Destination: a("198.51.100.1"), Protocol: parry.ProtoTCP, Port: 443, PortEnd: 443, To: a("10.0.0.5"), ToPort: 8443}}}
+	k.says("fw-a", told)
+	k.says("fw-b", told)
+	m := parry.Match{Source: netip.MustParsePrefix("203.0.113.7/32"), Destination: netip.MustParsePrefix("198.51.100.1/32"), Protocol: parry.ProtoTCP, Port: 443}
+	for i, want := range []string{"10.0.0.5/32 8443", "10.0.0.7/32 443", ""} {
+		got := ""
+		for _, to := range k.becomes(&fws[i], m) {
+			got += fmt.Sprintf("%s %d", to.Destination, to.Port)
+		}
+		if got != want {
+			t.Errorf("%s: got %q, want %q", fws[i].Name, got, want)
+		}
+	}
+	if m.Port = 22; k.becomes(&fws[0], m) != nil {
+		t.Error("what nothing forwards is what it is")
 	}
 }
 

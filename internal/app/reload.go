@@ -17,6 +17,7 @@ import (
 	"github.com/parry/parry/internal/ansible"
 	"github.com/parry/parry/internal/bundle"
 	"github.com/parry/parry/internal/config"
+	"github.com/parry/parry/internal/nat"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -98,6 +99,12 @@ func (a *App) refreshExemptions(ctx context.Context, st *state) error {
 	if err != nil {
 		return err
 	}
+	forwards := map[string]*nat.Table{}
+	for i := range st.fleet.Firewalls {
+		fw := &st.fleet.Firewalls[i]
+		forwards[fw.Name] = nat.Of(fw.NAT, facts[fw.Name].Forwards)
+	}
+	a.forwards.Store(&forwards)
 	told, err := a.claims.judge(ctx, a.store, a.policy, facts, now, a.log)
 	if err != nil {
 		return err

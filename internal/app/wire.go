@@ -59,6 +59,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 			}
 			return nil // not known yet: the firewall rejects what it cannot do
 		},
+		Becomes:  a.becomes,
 		Agent:    func(name string) (parry.Selector, bool) { return a.config().Hooks.AgentSelector(name) },
 		Wazuh:    func() hooks.Settings { return a.config().Hooks.Wazuh.Settings() },
 		Phase:    func(name string) string { return string(a.reconciler.LaneState(name)) },

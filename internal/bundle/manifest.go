@@ -33,6 +33,7 @@ type Manifest struct {
 	Loaded      bool               `yaml:"loaded"`      // verify writes what is loaded, entry by entry
 	Counters    bool               `yaml:"counters"`    // with what each entry has dropped
 	Exemptions  bool               `yaml:"exemptions"`  // apply puts the exemptions ahead of the drops
+	AfterNAT    bool               `yaml:"after_nat"`   // its rules see a destination after port forwarding
 	Facts       bool               `yaml:"facts"`       // verify answers the firewall's own addresses and port forwards
 	Settings    map[string]Setting `yaml:"settings"`    // the firewall's own variables, by name
 }

@@ -173,6 +173,16 @@ func (p *printer) blockDetail(b *api.Block) {
 			why = "  " + inert(st.Reason)
 		}
 		p.line("  %s %s%s", inert(st.Name), p.paint(stateStyle(st.State), inert(string(st.State))), why)
+		for _, to := range st.Becomes {
+			dst := to.Destination
+			if dst == "" {
+				dst = "any"
+			}
+			p.line("    there → %s", inert(portText(dst, to.Protocol, to.DestinationPort, 0)))
+		}
+		for _, l := range wrap(inert(st.Hint), p.width-4) {
+			p.line("    %s", p.paint(dim, l))
+		}
 	}
 }
 

@@ -78,6 +78,12 @@ func TestTables_fit80ColumnsWhateverTheValues(t *testing.T) {
 				Hold:     api.Hold{Since: now.Add(-time.Hour), By: "local", Reason: hostile}},
 		})
 	}))
+	harmless(t, "block", draw(func(p *printer) {
+		p.blockDetail(&api.Block{ID: id, Source: "203.0.113.7", State: "rejected", Status: []api.BlockStatus{{
+			Name: "fw-a", State: "rejected", Reason: "destination_is_firewall", Hint: hostile + strings.Repeat(" long", 100),
+			Becomes: []api.Target{{Destination: v6[:39], Protocol: "tcp/udp", DestinationPort: 65535}, {DestinationPort: 53, Protocol: hostile[:7]}},
+		}}})
+	}))
 	harmless(t, "firewall", draw(func(p *printer) {
 		all := api.FirewallFacts{Addresses: slices.Repeat([]string{v6}, 1024), Gateways: []string{hostile}}
 		for range 1024 {

@@ -69,6 +69,7 @@ type Firewall struct {
 	Interface  string            `yaml:"interface"`
 	Interfaces map[string]string `yaml:"interfaces"`
 	MaxRules   int               `yaml:"max_rules"`
+	NAT        NAT               `yaml:"nat"`
 	Settings   map[string]any    `yaml:"settings"`
 }
 

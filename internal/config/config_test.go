@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -68,34 +69,23 @@ func TestShippedFile_explainsEverySetting(t *testing.T) {
 	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
 		t.Fatal(err)
 	}
-	has := func(m map[string]any, key string) (any, bool) {
-		var v any = m
-		for _, k := range strings.Split(key, ".") {
-			mm, ok := v.(map[string]any)
-			if !ok {
-				return nil, false
-			}
-			if v, ok = mm[k]; !ok {
-				return nil, false
-			}
+	var shows func(v any, key string) bool // in one item of each list, at least
+	shows = func(v any, key string) bool {
+		k, rest, more := strings.Cut(key, ".")
+		name, isList := strings.CutSuffix(k, "[]")
+		m, _ := v.(map[string]any)
+		v, ok := m[name]
+		switch {
+		case !ok || !more:
+			return ok
+		case !isList:
+			return shows(v, rest)
 		}
-		return v, true
+		items, _ := v.([]any)
+		return slices.ContainsFunc(items, func(item any) bool { return shows(item, rest) })
 	}
 	for _, key := range config.Keys() {
-		list, rest, isList := strings.Cut(key, "[].")
-		v, ok := has(doc, list)
-		if ok && isList {
-			items, _ := v.([]any)
-			if len(items) == 0 {
-				t.Errorf("%s: has no example", list)
-				continue
-			}
-			ok = slices.ContainsFunc(items, func(item any) bool {
-				_, ok := has(item.(map[string]any), rest)
-				return ok
-			})
-		}
-		if !ok {
+		if !shows(doc, key) {
 			t.Errorf("configs/parry.yaml does not show %s", key)
 		}
 	}
@@ -264,6 +254,48 @@ func TestDuration_roundTrips(t *testing.T) {
 	}
 }
 
+func TestFleet_forwardsAreRead(t *testing.T) {
+	t.Parallel()
+	c, err := load(t, `
+firewalls:
+- name: fw-a
+  nat:
+    ignore_firewall: true
+    forwards:
+    - {destination: 198.51.100.1, protocol: tcp, port: 443, to: 10.0.0.5, to_port: 8443}
+    - {destination: 198.51.100.1, protocol: udp, port: 5000-5010, to: 10.0.0.6}
+    - {destination: "2001:db8::1", protocol: any, to: "2001:db8:1::1"}
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := netip.MustParseAddr
+	want := parry.NAT{IgnoreItsOwn: true, Forwards: []parry.PortForward{
+		{Destination: a("198.51.100.1"), Protocol: parry.ProtoTCP, Port: 443, PortEnd: 443, To: a("10.0.0.5"), ToPort: 8443},
+		{Destination: a("198.51.100.1"), Protocol: parry.ProtoUDP, Port: 5000, PortEnd: 5010, To: a("10.0.0.6"), ToPort: 5000},
+		{Destination: a("2001:db8::1"), To: a("2001:db8:1::1")},
+	}}
+	if d := cmp.Diff(want, c.Fleet(func(string) string { return "" }).Firewalls[0].NAT, cmp.Comparer(func(x, y netip.Addr) bool { return x == y })); d != "" {
+		t.Error(d)
+	}
+	for forward, mend := range map[string]string{
+		"{destination: 198.51.100.0/24, to: 10.0.0.1}":                                         `destination: write one address`,
+		"{destination: 198.51.100.1}":                                                          `to: write one address`,
+		"{destination: 198.51.100.1, to: \"2001:db8::1\"}":                                     `to: .*two IPv4 or two IPv6`,
+		"{destination: 198.51.100.1, to: 10.0.0.1, port: 443}":                                 `port: a port needs a protocol`,
+		"{destination: 198.51.100.1, to: 10.0.0.1, protocol: icmp, port: 443}":                 `port: a port needs a protocol`,
+		"{destination: 198.51.100.1, to: 10.0.0.1, protocol: tpc}":                             `protocol: "tpc" is not known`,
+		"{destination: 198.51.100.1, to: 10.0.0.1, protocol: tcp, port: 0}":                    `port: "0" is no port`,
+		"{destination: 198.51.100.1, to: 10.0.0.1, protocol: tcp, port: 9-8}":                  `port: "9-8" is no port`,
+		"{destination: 198.51.100.1, to: 10.0.0.1, protocol: tcp, to_port: 443}":               `to_port: .*write port:`,
+		"{destination: 198.51.100.1, to: 10.0.0.1, protocol: tcp, port: 1-10, to_port: 65530}": `to_port: .*write 1 to 65526`,
+	} {
+		if _, err := load(t, "firewalls:\n- name: fw-a\n  nat: {forwards: ["+forward+"]}\n"); err == nil || !regexp.MustCompile(mend).MatchString(err.Error()) {
+			t.Errorf("%s: got %v, want %s", forward, err, mend)
+		}
+	}
+}
+
 func TestFleet_digestChangesWithWhatTheFirewallHolds(t *testing.T) {
 	t.Parallel()
 	base := "firewalls:\n- name: fw-b\n- name: fw-a\n  groups: [edge, core]\n  settings: {pfsense_log: true, pfsense_role: single}\n"
@@ -286,6 +318,7 @@ func TestFleet_digestChangesWithWhatTheFirewallHolds(t *testing.T) {
 		"connection": digestOf(base, "192.0.2.2:22"),
 		"setting":    digestOf(strings.Replace(base, "true", "false", 1), "192.0.2.1:22"),
 		"group":      digestOf(strings.Replace(base, "edge", "rand", 1), "192.0.2.1:22"),
+		"forward":    digestOf(strings.Replace(base, "  groups", "  nat: {forwards: [{destination: 198.51.100.1, to: 10.0.0.1}]}\n  groups", 1), "192.0.2.1:22"),
 		"default":    digestOf(base+"default_firewalls: [fw-b]\n", "192.0.2.1:22"),
 	} {
 		if got == was {

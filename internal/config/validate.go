@@ -160,6 +160,7 @@ func (v *validator) firewalls(c *Config) {
 			v.require(ifacePattern.MatchString(from) && ifacePattern.MatchString(to), key+".interfaces."+from, "%q: %q is no pair of names; write dmz: opt1", from, to)
 		}
 		v.count(key+".max_rules", int64(f.MaxRules), 1, 100_000)
+		v.nat(key+".nat", &f.NAT)
 	}
 	for g, key := range groups {
 		v.require(!names[g], key, "%q is a firewall's name too; give the group another", g)

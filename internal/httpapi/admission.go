@@ -175,7 +175,7 @@ func (s *Server) put(c *gin.Context, w *waiting, a parry.Admission) (shown api.B
 		return shown, 0, fmt.Errorf("show block %s, which was accepted: %w", done.Block.ID, err)
 	case err != nil: // an error would say that it was not accepted
 		s.o.Logger.WarnContext(ctx, "a block was accepted, and cannot be shown as it stands", "request_id", requestID(c), "block_id", string(done.Block.ID), "err", err)
-		shown, ok = picture{fleet: s.o.Fleet()}.present(&done.Block, nil), w == nil
+		shown, ok = picture{fleet: s.o.Fleet(), becomes: s.o.Becomes}.present(&done.Block, nil), w == nil
 	}
 	shown.NotPromoted = done.NotPromoted
 	status = http.StatusOK

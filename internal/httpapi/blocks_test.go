@@ -6,11 +6,14 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/parry/parry/api"
 	"github.com/parry/parry/internal/parry"
@@ -509,5 +512,41 @@ func TestCreateBlock_selectorsFollowTheFleet(t *testing.T) {
 	fleet = &parry.Fleet{Firewalls: testFleet.Firewalls[1:], Default: "edge"}
 	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7","firewalls":["dc"]}`); r.StatusCode != http.StatusBadRequest {
 		t.Errorf("a group that is gone: %d %s", r.StatusCode, r.body)
+	}
+}
+
+func TestBlocks_tellWhatTheyBecomeWhereDestinationsAreForwarded(t *testing.T) {
+	t.Parallel()
+	inside := netip.MustParsePrefix("10.0.0.5/32")
+	b := newBench(t, func(o *Options) {
+		o.Becomes = func(fw *parry.Firewall, m parry.Match) []parry.Match {
+			if fw.Name != "edge-a" || m.Port != 443 {
+				return nil
+			}
+			m.Destination, m.Port = inside, 8443
+			return []parry.Match{m}
+		}
+	})
+	made := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks",
+		`{"source":"203.0.113.7","destination":"198.51.100.1","destination_port":443,"protocol":"tcp"}`), 201)
+	into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", `{"source":"203.0.113.7"}`), 201)
+	b.run("edge-b", "", parry.Reject{Firewall: "edge-b", BlockID: parry.BlockID(made.ID), Code: "destination_is_firewall"})
+	got := into[api.Explanation](t, b.do(parry.RoleReader, "GET", "/api/v1/explain?address=203.0.113.7", ""), 200)
+	for _, block := range got.Blocks {
+		for _, on := range block.Status {
+			want := []api.Target(nil)
+			if block.ID == made.ID && on.Name == "edge-a" {
+				want = []api.Target{{Destination: "10.0.0.5", Protocol: "tcp", DestinationPort: 8443}}
+			}
+			if diff := cmp.Diff(want, on.Becomes); diff != "" {
+				t.Errorf("%s on %s: %s", block.ID, on.Name, diff)
+			}
+			if rejected := block.ID == made.ID && on.Name == "edge-b"; strings.Contains(on.Hint, "No port forward") != rejected {
+				t.Errorf("%s on %s: %s, hint %q", block.ID, on.Name, on.State, on.Hint)
+			}
+		}
+		if block.ID == made.ID && (block.Destination != "198.51.100.1" || block.DestinationPort != 443) {
+			t.Errorf("the block keeps what was asked for, and has %+v", block)
+		}
 	}
 }

@@ -13,8 +13,9 @@ import (
 
 // picture is what blocks are looked at with: the fleet as it is configured, and each firewall's state.
 type picture struct {
-	fleet  *parry.Fleet
-	states map[string]*parry.FirewallState
+	fleet   *parry.Fleet
+	states  map[string]*parry.FirewallState
+	becomes func(*parry.Firewall, parry.Match) []parry.Match // as Options.Becomes
 }
 
 // picture reads the firewalls' states from the store.
@@ -23,7 +24,7 @@ func (s *Server) picture(ctx context.Context) (picture, error) {
 	if err != nil {
 		return picture{}, err
 	}
-	p := picture{fleet: s.o.Fleet(), states: make(map[string]*parry.FirewallState, len(states))}
+	p := picture{fleet: s.o.Fleet(), becomes: s.o.Becomes, states: make(map[string]*parry.FirewallState, len(states))}
 	for i := range states {
 		p.states[states[i].Name] = &states[i]
 	}
@@ -90,11 +91,14 @@ func (p picture) present(b *parry.Block, rejects []parry.Reject) api.Block {
 		on.State = api.BlockState(st)
 		switch {
 		case st == parry.StateRejected:
-			on.Reason = reject.Code
+			on.Reason, on.Hint = reject.Code, parry.RejectHint(reject.Code)
 		case (st == parry.StateHeld || st == parry.StateLifting) && state.Brake().Held():
 			on.Reason = state.Brake().String()
 		case (st == parry.StateDegraded || st == parry.StateLifting) && state.Incident.Open():
 			on.Reason = string(state.Incident.Failure)
+		}
+		if p.becomes != nil && (b.Destination.IsValid() || b.Port != 0) {
+			on.Becomes = presentMatches(p.becomes(fw, b.Match))
 		}
 		if st == parry.StateEnforced || st == parry.StateLifting {
 			out.Enforced++
@@ -105,6 +109,17 @@ func (p picture) present(b *parry.Block, rejects []parry.Reject) api.Block {
 		out.Status = append(out.Status, on)
 	}
 	out.State = api.BlockState(worst)
+	return out
+}
+
+func presentMatches(all []parry.Match) (out []api.Target) {
+	for _, m := range all {
+		t := api.Target{Protocol: string(m.Protocol), DestinationPort: int(m.Port)}
+		if m.Destination.IsValid() {
+			t.Destination = parry.FormatPrefix(m.Destination)
+		}
+		out = append(out, t)
+	}
 	return out
 }
 

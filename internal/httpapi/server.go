@@ -99,16 +99,18 @@ type Options struct {
 
 	Settings func() Settings                               // nil: the zero Settings
 	Express  func(fw *parry.Firewall, m parry.Match) error // why a firewall's bundle cannot express a match; nil: all can
-	Agent    func(name string) (parry.Selector, bool)      // what a SIEM's agent, by its name or id, stands for; nil: none is listed
-	Wazuh    func() hooks.Settings                         // which alerts become blocks, beside the policy; nil: all
-	Phase    func(firewall string) string                  // what the lane does on this replica; nil: not told
-	Channels Channels                                      // nil: none
-	RunFiles RunFiles                                      // nil: none
-	Checks   []Check                                       // beside the database's and the firewalls'
-	Version  func() (version, commit, built string)        // nil: "dev"
-	Proxies  []string                                      // addresses and prefixes whose X-Forwarded-For is believed
-	Now      func() time.Time                              // time.Now
-	Logger   *slog.Logger                                  // slog.Default()
+	// Becomes is what stands for a match on a firewall that filters after port forwarding; nil, or a nil answer: the match itself.
+	Becomes  func(fw *parry.Firewall, m parry.Match) []parry.Match
+	Agent    func(name string) (parry.Selector, bool) // what a SIEM's agent, by its name or id, stands for; nil: none is listed
+	Wazuh    func() hooks.Settings                    // which alerts become blocks, beside the policy; nil: all
+	Phase    func(firewall string) string             // what the lane does on this replica; nil: not told
+	Channels Channels                                 // nil: none
+	RunFiles RunFiles                                 // nil: none
+	Checks   []Check                                  // beside the database's and the firewalls'
+	Version  func() (version, commit, built string)   // nil: "dev"
+	Proxies  []string                                 // addresses and prefixes whose X-Forwarded-For is believed
+	Now      func() time.Time                         // time.Now
+	Logger   *slog.Logger                             // slog.Default()
 }
 
 // Server is the HTTP interface. It is an [http.Handler].

@@ -18,7 +18,14 @@ type Firewall struct {
 	Interface  string            // what an empty Match.Interface means: "wan"
 	Interfaces map[string]string // names that people use → the firewall's own: "dmz" → "opt1"
 	MaxRules   int
+	NAT        NAT    `json:",omitzero"`
 	Digest     string // SHA-256 over all of the above and the connection: a change makes the firewall dirty
+}
+
+// NAT is what the configuration says of a firewall's port forwards.
+type NAT struct {
+	Forwards     []PortForward `json:",omitempty"`
+	IgnoreItsOwn bool          `json:",omitempty"` // what the firewall tells does not count
 }
 
 // Fleet is every firewall that the configuration lists, sorted by name, and what "default" means.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/parry/parry/internal/ansible"
 	"github.com/parry/parry/internal/bundle"
+	"github.com/parry/parry/internal/nat"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/store"
 )
@@ -55,6 +56,10 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 	switch kind {
 	case parry.RunApply:
 		rr := &renderer{firewall: fw, manifest: &b.Manifest, noCover: m.rejected}
+		if rr.nat, err = l.natTable(ctx, st, fw, &b.Manifest); err != nil {
+			return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+		}
+		t.nat = rr.nat
 		if t.sent, err = l.render(ctx, rr, sc); err != nil {
 			return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
 		}
@@ -178,6 +183,7 @@ type try struct {
 	run    parry.Run
 	sent   *rendering        // nil for a verify
 	exempt *parry.ExemptFile // nil where nothing of exemptions is told
+	nat    *nat.Table        // that sent was rendered with
 	out    *ansible.Outcome
 
 	rejects map[parry.BlockID]string // what the firewall refuses, once the run counts; nil before: as it was
@@ -327,10 +333,19 @@ func (l *lane) unexplained(ctx context.Context, st *parry.FirewallState, r *rend
 		n -= len(endedBlocks)
 	} else {
 		ended := map[string]bool{}
-		for _, b := range endedBlocks {
-			if m, code := rr.resolve(b.Match); code == "" {
-				ended[string(parry.Entry{Match: m}.AppendKey(nil))] = true
+		explain := func(rr renderer, blocks []standing) {
+			for i := range blocks {
+				all, _ := rr.resolve(nil, blocks[i].Match)
+				for _, m := range all {
+					ended[string(parry.Entry{Match: m}.AppendKey(nil))] = true
+				}
 			}
+		}
+		explain(*rr, endedBlocks)
+		if was := *rr; l.mem.sentNAT != nil { // what stands may have moved with the forwards
+			was.nat = l.mem.sentNAT
+			blocks, _ := l.r.view.in(sc)
+			explain(was, append(blocks, endedBlocks...))
 		}
 		entries := make([]parry.Entry, 0, len(r.lines))
 		for i := range r.lines {

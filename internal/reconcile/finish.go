@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"time"
 
+	"github.com/parry/parry/internal/nat"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/store"
 )
@@ -39,6 +41,7 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 	if t.run.Kind == parry.RunVerify && !t.interrupted(v) {
 		f.VerifyUsed = t.st.VerifyRev
 		f.Facts = t.facts(v)
+		f.Dirty = f.Dirty || t.st.DirtyRev <= t.st.AppliedRev && t.moved(fctx, f.Facts)
 	}
 	f.Run = t.run
 	t.r.metrics.ran(&t.run)
@@ -88,6 +91,24 @@ func (t *try) facts(v verdict) *parry.FirewallFacts {
 		return &parry.FirewallFacts{}
 	}
 	return t.out.Facts
+}
+
+// moved tells whether the firewall's forwards have changed so that a standing block becomes something else there.
+func (t *try) moved(ctx context.Context, now *parry.FirewallFacts) bool {
+	if now == nil || !t.bundle.Manifest.AfterNAT {
+		return false
+	}
+	was, err := t.natTable(ctx, t.st, t.fw, &t.bundle.Manifest)
+	if err != nil {
+		return true // a run more than needed does no harm
+	}
+	next := nat.Of(t.fw.NAT, now.Forwards)
+	blocks, _ := t.r.view.in(t.sc)
+	return slices.ContainsFunc(blocks, func(b standing) bool {
+		old, tooMany := was.Translate(b.Match)
+		to, err := next.Translate(b.Match)
+		return !slices.Equal(old, to) || (tooMany == nil) != (err == nil)
+	})
 }
 
 // interrupted tells whether parry itself ended the run: nobody's fault, and what it did is to be verified.
@@ -186,7 +207,7 @@ func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (after func()) {
 	m := &t.mem
 	m.uncertain, m.lifted = false, false
-	m.applied, m.sent, m.sentSum = t.bundle.BundleRef, t.sent.keys(), ""
+	m.applied, m.sent, m.sentSum, m.sentNAT = t.bundle.BundleRef, t.sent.keys(), "", t.nat
 	rejects := maps.Clone(t.sent.rejects)
 	again := false
 	for i, code := range v.rejected {

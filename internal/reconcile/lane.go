@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/parry/parry/internal/ansible"
+	"github.com/parry/parry/internal/bundle"
+	"github.com/parry/parry/internal/nat"
 	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/store"
 )
@@ -60,12 +62,15 @@ type memory struct {
 	drifts int   // verifies in a row that found something else
 	known  int64 // the highest epoch that the firewall has shown
 
-	applied  parry.BundleRef // of the last apply that succeeded
-	trusted  string          // the digest whose apply a verify has confirmed
-	probe    *applied        // an apply that waits for that
-	sent     []byte          // keys of the last apply that succeeded; nil: not known (yet)
-	sentSum  string          // sum of what was sent by the last apply that counted; empty: not known
-	rejected map[parry.BlockID]string
+	applied     parry.BundleRef // of the last apply that succeeded
+	trusted     string          // the digest whose apply a verify has confirmed
+	probe       *applied        // an apply that waits for that
+	sent        []byte          // keys of the last apply that succeeded; nil: not known (yet)
+	sentSum     string          // sum of what was sent by the last apply that counted; empty: not known
+	rejected    map[parry.BlockID]string
+	forwards    []parry.PortForward // the firewall's own, as of forwardsRev
+	forwardsRev parry.Revision
+	sentNAT     *nat.Table // what the last apply that succeeded was rendered with
 }
 
 // applied is a successful apply that does not count yet.
@@ -401,6 +406,22 @@ func (l *lane) exemptDue(st *parry.FirewallState) time.Time {
 		return next
 	}
 	return due
+}
+
+// natTable is how the firewall forwards, nil where its rules see destinations before that, or nothing is forwarded.
+func (l *lane) natTable(ctx context.Context, st *parry.FirewallState, fw *parry.Firewall, b *bundle.Manifest) (*nat.Table, error) {
+	m := &l.mem
+	if !b.AfterNAT {
+		return nil, nil
+	}
+	if m.forwardsRev != st.FactsRev {
+		facts, err := l.r.o.Store.Facts(ctx)
+		if err != nil {
+			return nil, err
+		}
+		m.forwards, m.forwardsRev = facts[l.name].Forwards, st.FactsRev
+	}
+	return nat.Of(fw.NAT, m.forwards), nil
 }
 
 // look makes the firewall dirty when its bundle has changed since the last apply.

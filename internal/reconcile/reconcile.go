@@ -27,6 +27,7 @@ type Store interface {
 	AbandonRuns(ctx context.Context, firewall string) error
 	FirewallState(ctx context.Context, name string) (parry.FirewallState, error)
 	FirewallRejects(ctx context.Context, firewall string) ([]parry.Reject, error)
+	Facts(ctx context.Context) (map[string]parry.FirewallFacts, error)
 	Changes(ctx context.Context, since parry.Revision) (parry.Changes, error)
 	EndExempted(ctx context.Context, x []parry.Exemption) ([]parry.BlockID, error)
 	EndDue(ctx context.Context, now time.Time) (int, error)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/parry/parry/internal/bundle"
+	"github.com/parry/parry/internal/nat"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -19,6 +20,7 @@ const (
 	rejectInexpressible = "inexpressible"     // bundle.yml says that the kind of firewall has no such match
 	rejectExempt        = "exempt"            // an exemption overlaps it
 	rejectInterface     = "unknown_interface" // no interface is named, and the firewall has no default
+	rejectForwards      = "too_many_forwards" // its destination is forwarded to more inside addresses than may stand for a block
 )
 
 // line is one line of the desired file.
@@ -45,11 +47,36 @@ type rendering struct {
 type renderer struct {
 	firewall *parry.Firewall
 	manifest *bundle.Manifest
+	nat      *nat.Table               // nil: destinations are what they are
 	noCover  map[parry.BlockID]string // blocks that the firewall rejected: their entries may not stand for others
 }
 
-// resolve makes the match what this firewall understands.
-func (r *renderer) resolve(m parry.Match) (parry.Match, string) {
+// resolve appends what this firewall understands of the match: itself, or what stands for it behind the firewall's port forwards. With a
+// reject code it appends nothing.
+func (r *renderer) resolve(out []parry.Match, m parry.Match) ([]parry.Match, string) {
+	if r.nat == nil || !m.Destination.IsValid() && m.Port == 0 {
+		to, code := r.resolveOne(m)
+		if code != "" {
+			return out, code
+		}
+		return append(out, to), ""
+	}
+	all, err := r.nat.Translate(m)
+	if err != nil {
+		return out, rejectForwards
+	}
+	n := len(out)
+	for _, m := range all {
+		to, code := r.resolveOne(m)
+		if code != "" {
+			return out[:n], code
+		}
+		out = append(out, to)
+	}
+	return out, ""
+}
+
+func (r *renderer) resolveOne(m parry.Match) (parry.Match, string) {
 	if err := r.manifest.Expresses(m); err != nil {
 		return m, rejectInexpressible
 	}
@@ -72,21 +99,23 @@ func (r *renderer) render(rev parry.Revision, blocks []standing) *rendering {
 	out := &rendering{revision: rev, blocks: len(blocks), rejects: map[parry.BlockID]string{}}
 	type item struct { // small, since sorting moves it
 		key string
-		i   int // of the block
+		i   int // of the match
 	}
 	items := make([]item, 0, len(blocks))
 	ends := make([]int, 0, len(blocks))
-	matches := make([]parry.Match, len(blocks))
+	matches := make([]parry.Match, 0, len(blocks))
+	of := make([]int, 0, len(blocks)) // the block of each match
 	arena := make([]byte, 0, 48*len(blocks))
 	for i := range blocks {
-		m, code := r.resolve(blocks[i].Match)
-		if code != "" {
+		var code string
+		if matches, code = r.resolve(matches, blocks[i].Match); code != "" {
 			out.rejects[blocks[i].id] = code
 			continue
 		}
-		arena = parry.Entry{Match: m}.AppendKey(arena)
-		matches[i] = m
-		items, ends = append(items, item{i: i}), append(ends, len(arena))
+		for k := len(of); k < len(matches); k++ {
+			arena = parry.Entry{Match: matches[k]}.AppendKey(arena)
+			items, ends, of = append(items, item{i: k}), append(ends, len(arena)), append(of, i)
+		}
 	}
 	text, from := string(arena), 0 // one allocation that all keys share
 	for i, end := range ends {
@@ -96,16 +125,17 @@ func (r *renderer) render(rev parry.Revision, blocks []standing) *rendering {
 		if c := strings.Compare(a.key, b.key); c != 0 {
 			return c
 		}
-		return strings.Compare(string(blocks[a.i].id), string(blocks[b.i].id))
+		return strings.Compare(string(blocks[of[a.i]].id), string(blocks[of[b.i]].id))
 	})
 
 	entries := make([]parry.Entry, 0, len(items))
 	lines := make([]line, 0, len(items))
 	for _, it := range items {
 		expires := int64(0)
-		id := blocks[it.i].id
+		b := &blocks[of[it.i]]
+		id := b.id
 		if r.manifest.Timeouts {
-			expires = blocks[it.i].expires
+			expires = b.expires
 		}
 		if n := len(lines); n > 0 && lines[n-1].key == it.key {
 			l := &lines[n-1]

@@ -156,8 +156,7 @@ func TestRender_coveringNeverChangesWhatIsDropped(t *testing.T) {
 		var before []parry.Match
 		for i, m := range matches {
 			blocks = append(blocks, block(i, m))
-			m, _ = r.resolve(m)
-			before = append(before, m)
+			before, _ = r.resolve(before, m)
 		}
 		out := r.render(1, blocks)
 		var after []parry.Match
