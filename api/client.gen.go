@@ -763,7 +763,7 @@ type Channel struct {
 	// DeliveredAt The last delivery
 	DeliveredAt time.Time `json:"delivered_at,omitempty,omitzero"`
 
-	// Events What it hears of: firewall.failed, firewall.recovered, block.rejected, panic, block.added, block.ended
+	// Events What it hears of: firewall.failed, firewall.recovered, block.rejected, bundle.refused, bundle.recovered, panic, block.added, block.ended
 	Events []string `json:"events"`
 
 	// FailedAt The last failure
@@ -1484,8 +1484,10 @@ type Run struct {
 	Firewall string    `json:"firewall"`
 
 	// Got What the firewall itself reported
-	Got  Proof   `json:"got,omitempty,omitzero"`
-	ID   string  `json:"id"`
+	Got Proof  `json:"got,omitempty,omitzero"`
+	ID  string `json:"id"`
+
+	// Kind check is apply in check mode: it shows what would change
 	Kind RunKind `json:"kind"`
 
 	// Message Hostile text
@@ -1503,7 +1505,7 @@ type Run struct {
 	Want Proof `json:"want,omitempty,omitzero"`
 }
 
-// RunKind defines model for Run.Kind.
+// RunKind check is apply in check mode: it shows what would change
 type RunKind string
 
 // RunPage defines model for RunPage.

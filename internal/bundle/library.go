@@ -49,6 +49,7 @@ type shelf struct {
 	mu     sync.Mutex
 	seen   string // the source's signature at the last refresh
 	bad    error  // what that found wrong with the source
+	last   error  // what the last refresh said
 	now    *Bundle
 	loaded map[string]*Bundle // by digest: read and verified
 }
@@ -107,6 +108,9 @@ func (l *Library) Refresh(ctx context.Context, name string) (Bundle, error) {
 	if err != nil {
 		err = fmt.Errorf("bundle %s: %w", name, err)
 	}
+	if ctx.Err() == nil {
+		s.last = err
+	}
 	if s.now == nil {
 		return Bundle{}, err
 	}
@@ -133,6 +137,12 @@ func (l *Library) refresh(ctx context.Context, s *shelf, name string) error {
 		s.seen, s.bad = sig, bad
 		if bad != nil {
 			return bad
+		}
+		if s.now == nil || s.now.Digest != b.Digest { // the order in which copies were current is the order of these
+			at := time.Now()
+			if err := os.Chtimes(b.Dir+".json", at, at); err != nil {
+				l.log.Warn("cannot note when a bundle became current", "bundle", name, "digest", b.Digest, "err", err)
+			}
 		}
 		s.now = b
 		if err := replaceFile(filepath.Join(l.dir, name, "current"), []byte(b.Digest+"\n")); err != nil {
@@ -186,7 +196,7 @@ func (l *Library) take(ctx context.Context, s *shelf, name, src string) (*Bundle
 
 // seal notes where a checked copy comes from and gives it its name.
 func (l *Library) seal(ctx context.Context, tmp, src, name, d string) error {
-	note, err := json.Marshal(origin{Commit: gitCommit(ctx, src)})
+	note, err := json.Marshal(origin{Commit: gitCommit(ctx, src), Taken: time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return err
 	}
@@ -201,7 +211,8 @@ func (l *Library) seal(ctx context.Context, tmp, src, name, d string) error {
 
 // origin is what a copy's content does not tell, in DIGEST.json beside it.
 type origin struct {
-	Commit string `json:"commit,omitempty"`
+	Commit string    `json:"commit,omitempty"`
+	Taken  time.Time `json:"taken,omitzero"`
 }
 
 func (l *Library) path(name, digest string) string { return filepath.Join(l.dir, name, digest) }
@@ -229,7 +240,11 @@ func (l *Library) Get(name, digest string) (Bundle, error) {
 	defer s.mu.Unlock()
 	b, err := l.load(s, name, digest)
 	if err != nil {
-		return Bundle{}, fmt.Errorf("bundle %s: pinned copy %s: %w", name, digest, err)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = parry.Errorf(parry.KindNotFound, "this host has no copy %.12s: put that version into %s and run `parry bundles check %s` here, or choose another "+
+				"(`parry bundles use %s current`)", digest, filepath.Join(l.root, name), name, name)
+		}
+		return Bundle{}, fmt.Errorf("bundle %s: %w", name, err)
 	}
 	return *b, nil
 }
@@ -257,13 +272,24 @@ func (l *Library) load(s *shelf, name, d string) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	var o origin
-	if b, err := os.ReadFile(dir + ".json"); err == nil {
-		_ = json.Unmarshal(b, &o)
-	}
+	o, _ := l.origin(name, d)
 	b := &Bundle{BundleRef: parry.BundleRef{Name: name, Version: m.Version, Digest: d, Commit: o.Commit}, Dir: dir, Manifest: *m}
 	s.loaded[d] = b
 	return b, nil
+}
+
+// origin reads what is noted of a copy, and when it last became current.
+func (l *Library) origin(name, d string) (o origin, current time.Time) {
+	f, err := os.Open(l.path(name, d) + ".json")
+	if err != nil {
+		return o, current
+	}
+	defer func() { _ = f.Close() }()
+	if info, err := f.Stat(); err == nil {
+		current = info.ModTime()
+	}
+	_ = json.NewDecoder(f).Decode(&o)
+	return o, current
 }
 
 func readManifest(dir, name string) (*Manifest, error) {
@@ -326,7 +352,7 @@ func (l *Library) Prune(name string, pinned ...string) error {
 	}
 	type copied struct {
 		digest string
-		at     time.Time
+		at     time.Time // when it last became current
 	}
 	var old []copied
 	for _, e := range entries {
@@ -337,8 +363,8 @@ func (l *Library) Prune(name string, pinned ...string) error {
 		if !e.IsDir() || !digestRE.MatchString(d) || slices.Contains(pinned, d) || s.now != nil && s.now.Digest == d {
 			continue
 		}
-		if info, err := os.Stat(l.path(name, d) + ".json"); err == nil {
-			old = append(old, copied{d, info.ModTime()})
+		if _, at := l.origin(name, d); !at.IsZero() {
+			old = append(old, copied{d, at})
 		}
 	}
 	slices.SortFunc(old, func(a, b copied) int { return b.at.Compare(a.at) })

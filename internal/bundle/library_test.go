@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/parry/parry/internal/parry"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -333,6 +335,108 @@ func TestPrune_neverWhatIsCurrentPinnedOrInUse(t *testing.T) {
 	}
 	if _, err := s.Get("fw", made[0].Digest); err == nil {
 		t.Error("a pruned copy was found")
+	}
+}
+
+func TestStock_ordersCopiesByWhenTheyBecameCurrent(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	var first, second Bundle
+	edit := func(text string) Bundle { s.write(t, "apply.yml", text); return s.refresh(t) }
+	first, second = edit("[] # 1\n"), edit("[] # 2\n")
+	again := edit("[] # 1\n")
+	st, err := s.Stock("fw")
+	if err != nil || len(st.Copies) != 2 || again.Digest != first.Digest {
+		t.Fatalf("got %+v, %v", st, err)
+	}
+	if c := st.Copies[0]; c.Digest != first.Digest || !c.Current || c.Taken.IsZero() || c.Became.IsZero() {
+		t.Errorf("first: %+v", c)
+	}
+	if c := st.Copies[1]; c.Digest != second.Digest || c.Current {
+		t.Errorf("second: %+v", c)
+	}
+	s.write(t, "bundle.yml", "")
+	_, _ = s.Refresh(t.Context(), "fw")
+	if st, _ := s.open(t).Stock("fw"); !st.Copies[0].Current || st.Bad != nil {
+		t.Errorf("after a restart: %+v", st)
+	}
+	if st, _ := s.Stock("fw"); st.Bad == nil || !strings.Contains(st.Bad.Error(), "bundle.yml") {
+		t.Errorf("bad: %v", st.Bad)
+	}
+}
+
+func TestFind_takesAnUnambiguousBeginning(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	a := s.refresh(t)
+	if b, err := s.Find("fw", a.Digest[:6]); err != nil || b.Digest != a.Digest {
+		t.Errorf("got %s, %v", b.Digest, err)
+	}
+	for i := range 40 { // 16 first digits: some are shared
+		s.write(t, "apply.yml", fmt.Sprintf("[] # %d\n", i))
+		s.refresh(t)
+	}
+	ambiguous := 0
+	for _, d := range "0123456789abcdef" {
+		if _, err := s.Find("fw", string(d)); parry.KindOf(err) == parry.KindInvalid && strings.Contains(err.Error(), "write more of it") {
+			ambiguous++
+		}
+	}
+	if ambiguous == 0 {
+		t.Error("none of the beginnings is of several")
+	}
+	for _, none := range []string{"", "z", strings.Repeat("0", 64)} {
+		if _, err := s.Find("fw", none); parry.KindOf(err) != parry.KindNotFound || !strings.Contains(err.Error(), "parry bundles check fw") {
+			t.Errorf("%q: got %v", none, err)
+		}
+	}
+	if _, err := s.Get("fw", strings.Repeat("0", 64)); parry.KindOf(err) != parry.KindNotFound || !strings.Contains(err.Error(), s.src) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestDiff_isAUnifiedDiffWithinBounds(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.write(t, "apply.yml", "one\ntwo\n")
+	before := s.refresh(t)
+	s.write(t, "apply.yml", "one\n\x1b[2Jtwo\n")
+	s.write(t, "files/new", "here\n")
+	s.write(t, "files/logo", "\x00\x01")
+	_ = os.Remove(filepath.Join(s.src, "roles/fw/tasks/main.yml"))
+	if err := os.Chmod(filepath.Join(s.src, "verify.yml"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text, whole, err := s.Diff("fw", before.Digest, "")
+	if err != nil || !whole {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"--- a/apply.yml\n+++ b/apply.yml\n@@ -1,2 +1,2 @@\n one\n-two\n+\x1b[2Jtwo\n", "--- /dev/null\n+++ b/files/new\n", "+here\n",
+		"/dev/null (0 bytes) and b/files/logo (2 bytes) differ, and are not shown\n", "--- a/roles/fw/tasks/main.yml\n+++ /dev/null\n",
+		"mode of verify.yml: plain became executable\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("lacks %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "flush.yml") {
+		t.Errorf("tells of what is the same:\n%s", text)
+	}
+	after := s.refresh(t)
+	if same, _, err := s.Diff("fw", before.Digest, after.Digest); err != nil || same != text {
+		t.Errorf("between the copies: %v\n%s", err, same)
+	}
+	if none, whole, err := s.Diff("fw", after.Digest, ""); err != nil || none != "" || !whole {
+		t.Errorf("of the same: %q, %v", none, err)
+	}
+	s.write(t, "files/large", strings.Repeat("x\n", maxDiffFile))
+	for i := range 40 {
+		s.write(t, fmt.Sprintf("files/n%02d", i), strings.Repeat("a line of some length\n", 2000))
+	}
+	text, whole, err = s.Diff("fw", after.Digest, "")
+	if err != nil || whole || len(text) > maxDiff || !strings.Contains(text, "b/files/large (524288 bytes) differ, and are not shown") {
+		t.Errorf("%d bytes, whole %v, %v", len(text), whole, err)
 	}
 }
 

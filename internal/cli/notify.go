@@ -92,7 +92,7 @@ func (p *printer) channelTable(items []api.Channel) {
 		if ch.MinSeverity != "info" {
 			events += ", " + ch.MinSeverity + " and above"
 		}
-		rows[i] = row{cells: []cell{styled(bold, ch.Name), text(ch.Type), status, text(delivered), text(waiting)}, notes: []string{inert(events)}}
+		rows[i] = row{cells: []cell{styled(bold, ch.Name), text(ch.Type), status, text(delivered), text(waiting)}, notes: wrap(inert(events), p.width-2)}
 		if ch.LastError != "" {
 			rows[i].notes = append(rows[i].notes, p.ago(ch.FailedAt)+": "+inert(ch.LastError))
 		}

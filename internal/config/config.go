@@ -66,6 +66,7 @@ type Firewall struct {
 	Groups     []string          `yaml:"groups"`
 	Bundle     string            `yaml:"bundle"`
 	Pin        string            `yaml:"pin"`
+	Canary     bool              `yaml:"canary"`
 	Interface  string            `yaml:"interface"`
 	Interfaces map[string]string `yaml:"interfaces"`
 	MaxRules   int               `yaml:"max_rules"`

@@ -39,7 +39,7 @@ func NewDocument(d *parry.Delivery) Document {
 		b.Reason, b.Origin, b.AlertID, b.RuleID, b.By = Line(b.Reason), Line(b.Origin), Line(b.AlertID), Line(b.RuleID), Line(b.By)
 		doc.Block = &b
 	}
-	if d.Firewall != "" {
+	if d.Firewall != "" || d.Kind.OfBundle() {
 		r := d.Report
 		r.Task, r.Message = Line(r.Task), Line(r.Message)
 		r.Waiting, r.Rejects = lines(r.Waiting), lines(r.Rejects)
@@ -93,6 +93,14 @@ func Title(d *parry.Delivery) string {
 		return s
 	case d.Kind == parry.NotifyEnded && b != nil:
 		return "parry: " + Match(b) + " no longer blocked, " + ending(b)
+	case d.Kind == parry.NotifyBundleRefused && fw != "":
+		return fmt.Sprintf("parry: canary %s failed with %s (%s), the others stay as they are", fw, version(&r.Bundle), strings.ReplaceAll(string(r.Failure), "_", " "))
+	case d.Kind == parry.NotifyBundleRefused:
+		return fmt.Sprintf("parry: an edit of bundle %s cannot be used, %s goes on", Line(r.Bundle.Name), version(&r.Bundle))
+	case d.Kind == parry.NotifyBundleRecovered && fw != "":
+		return fmt.Sprintf("parry: %s has passed canary %s, the others follow", version(&r.Bundle), fw)
+	case d.Kind == parry.NotifyBundleRecovered:
+		return fmt.Sprintf("parry: bundle %s can be used again, %s is current", Line(r.Bundle.Name), version(&r.Bundle))
 	case d.Kind == parry.NotifyRecovered && r.Failure == parry.FailProof:
 		return "parry: " + fw + " had drifted and was repaired"
 	case d.Kind == parry.NotifyRecovered:
@@ -102,6 +110,15 @@ func Title(d *parry.Delivery) string {
 	default:
 		return fmt.Sprintf("parry: %s failing (%s), %s not in force", fw, strings.ReplaceAll(string(r.Failure), "_", " "), count(r.WaitingN, "block", "blocks"))
 	}
+}
+
+// version names a copy: "pfsense 1.2.0 (0123456789ab)".
+func version(b *parry.BundleRef) string {
+	s := Line(b.Name + " " + b.Version)
+	if b.Digest != "" {
+		s += " (" + Cut(Line(b.Digest), 12) + ")"
+	}
+	return s
 }
 
 func ending(b *parry.BlockEvent) string {
@@ -184,6 +201,19 @@ func Fields(d *parry.Delivery) (out []Field) {
 		when("since", "Since", r.Since)
 		when("until", "Until", r.Until)
 		words("reason", "Reason", r.Message)
+	} else if d.Kind.OfBundle() {
+		add("firewall", "Canary", d.Firewall)
+		add("bundle", "Bundle", version(&r.Bundle))
+		add("commit", "Commit", r.Bundle.Commit)
+		when("since", "Since", r.Since)
+		when("until", "Until", r.Until)
+		if d.Kind == parry.NotifyBundleRefused {
+			add("failure", "Failure", string(r.Failure))
+			add("task", "Task", r.Task)
+			words("message", "It said", r.Message)
+			add("hint", "What to do", r.Hint)
+		}
+		add("run", "Run", string(r.RunID))
 	} else if d.Firewall != "" {
 		add("firewall", "Firewall", d.Firewall)
 		add("host", "Host", r.Host)

@@ -77,6 +77,15 @@ func (f Failure) Refused() bool {
 	return f.NeedsAdopt()
 }
 
+// OfBundle tells whether a new version of a bundle may be to blame, rather than the firewall or the way to it.
+func (f Failure) OfBundle() bool {
+	switch f {
+	case FailPlaybook, FailTask, FailProof, FailNoProof, FailTimeout, FailPFRefused, FailBundle, FailInternal:
+		return true
+	}
+	return false
+}
+
 // NeedsAdopt tells whether nothing may be applied until an operator has said adopt.
 func (f Failure) NeedsAdopt() bool {
 	return f == FailStaleEpoch || f == FailStaleRevision || f == FailForeignController || f == FailFlushed

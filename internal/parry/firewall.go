@@ -19,6 +19,7 @@ type Firewall struct {
 	Interfaces map[string]string // names that people use → the firewall's own: "dmz" → "opt1"
 	MaxRules   int
 	NAT        NAT    `json:",omitzero"`
+	Canary     bool   `json:"-"` // takes a new version of its bundle before the others do
 	Digest     string // SHA-256 over all of the above and the connection: a change makes the firewall dirty
 }
 
@@ -200,6 +201,7 @@ type FirewallState struct {
 	Proof      Proof // of the last run that counted
 	ProvedAt   time.Time
 	LastRun    RunID
+	Check      RunID // of a run in check mode that somebody asked for and that waits; empty: none
 }
 
 // Brake is what keeps a firewall as it is by somebody's will: a hold, or flush.yml run by hand. The zero Hold: nothing does.

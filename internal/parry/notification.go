@@ -9,18 +9,25 @@ import (
 type NotificationKind string
 
 const (
-	NotifyFailed    NotificationKind = "firewall.failed"
-	NotifyRecovered NotificationKind = "firewall.recovered"
-	NotifyRejected  NotificationKind = "block.rejected"
-	NotifyPanic     NotificationKind = "panic" // begun, or over
-	NotifyAdded     NotificationKind = "block.added"
-	NotifyEnded     NotificationKind = "block.ended"
-	NotifySummary   NotificationKind = "blocks.summary" // stands for many of the two before, where a channel takes only so many
-	NotifyTest      NotificationKind = "test"
+	NotifyFailed          NotificationKind = "firewall.failed"
+	NotifyRecovered       NotificationKind = "firewall.recovered"
+	NotifyRejected        NotificationKind = "block.rejected"
+	NotifyBundleRefused   NotificationKind = "bundle.refused"   // a new version of a bundle; the last good one goes on
+	NotifyBundleRecovered NotificationKind = "bundle.recovered" // the newest version is in use again
+	NotifyPanic           NotificationKind = "panic"            // begun, or over
+	NotifyAdded           NotificationKind = "block.added"
+	NotifyEnded           NotificationKind = "block.ended"
+	NotifySummary         NotificationKind = "blocks.summary" // stands for many of the two before, where a channel takes only so many
+	NotifyTest            NotificationKind = "test"
 )
 
 // NotifyKinds lists what a channel can subscribe to.
-var NotifyKinds = []NotificationKind{NotifyFailed, NotifyRecovered, NotifyRejected, NotifyPanic, NotifyAdded, NotifyEnded}
+var NotifyKinds = []NotificationKind{NotifyFailed, NotifyRecovered, NotifyRejected, NotifyBundleRefused, NotifyBundleRecovered, NotifyPanic, NotifyAdded, NotifyEnded}
+
+// OfBundle tells whether it is about a bundle; it names a firewall only when a canary has to do with it.
+func (k NotificationKind) OfBundle() bool {
+	return k == NotifyBundleRefused || k == NotifyBundleRecovered
+}
 
 // Bulk tells whether a storm of requests brings as many of these. They wait behind all others, and a channel can limit their rate.
 func (k NotificationKind) Bulk() bool { return k == NotifyAdded || k == NotifyEnded }
@@ -48,7 +55,7 @@ func SeverityOf(k NotificationKind) Severity {
 	switch k {
 	case NotifyFailed, NotifyRecovered, NotifyPanic:
 		return SeverityCritical
-	case NotifyRejected:
+	case NotifyRejected, NotifyBundleRefused, NotifyBundleRecovered:
 		return SeverityWarning
 	default:
 		return SeverityInfo

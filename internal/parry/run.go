@@ -100,6 +100,7 @@ type FinishRun struct {
 	ClearWords    bool           // Adopt and Approved were used
 	VerifyUsed    Revision       // the word to read back that this run followed; a newer one stays
 	Facts         *FirewallFacts // what the firewall says of itself from now on; nil: as before
+	Tried         *Tried         // what the run has shown of a new version of its bundle; nil: nothing
 	Retired       bool           // emptied and proved: forget the firewall
 	Emptied       bool           // emptied by a panic and proved: what ended up to Run.Revision is lifted, nothing that stands is in force
 	Notifications []Notification

@@ -30,8 +30,15 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 	m := &l.mem
 	m.lastTry, m.triedDirty, m.triedVerify, m.triedRelevant, m.fresh, m.gather = l.now(), st.DirtyRev, st.VerifyRev, m.relevant, false, false
 
-	b, err := l.bundle(ctx, fw)
-	if err != nil {
+	b, trial, err := l.bundle(ctx, fw, kind)
+	if kind == parry.RunVerify && m.probe != nil { // an edit since the apply is another run's
+		trial = m.probe.trial
+		b, err = l.r.o.Library.Get(m.probe.run.Bundle.Name, m.probe.run.Bundle.Digest)
+	}
+	switch {
+	case parry.KindOf(err) == parry.KindUnavailable:
+		return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+	case err != nil:
 		return l.failEarly(ctx, st, kind, parry.FailBundle, err.Error())
 	}
 	host := l.r.o.Host(l.name)
@@ -47,7 +54,7 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 		}
 	}
 	t := &try{
-		lane: l, st: st, fw: fw, sc: sc, host: host, bundle: b,
+		lane: l, st: st, fw: fw, sc: sc, host: host, bundle: b, trial: trial,
 		run: parry.Run{
 			ID: parry.NewRunID(l.now()), Firewall: l.name, Kind: kind, State: parry.RunRunning, Revision: st.AppliedRev, Epoch: l.lease.Epoch,
 			StartedAt: l.now(), Bundle: b.BundleRef,
@@ -63,7 +70,12 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 		if t.sent, err = l.render(ctx, rr, sc); err != nil {
 			return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
 		}
-		if t.exempt = l.exemptFile(&b.Manifest); l.same(st, t.sent) && !l.exemptsDue(st) {
+		t.exempt = l.exemptFile(&b.Manifest)
+		if trial != nil && b.Digest != m.checked && b.Digest != m.applied.Digest { // a new version shows first what it would do
+			t.run.Kind, t.run.Revision = parry.RunCheck, t.sent.revision
+			return t.do(ctx)
+		}
+		if l.same(st, t.sent) && !l.exemptsDue(st) {
 			// What is proved is what is desired: a block that a wider one covers came or went.
 			if err := l.r.o.Store.AdvanceApplied(ctx, l.name, t.sent.revision); err != nil {
 				l.log.Error("advance the applied revision", "err", err)
@@ -97,22 +109,6 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 		}
 	}
 	return t.do(ctx)
-}
-
-// bundle is the one that the firewall is to be converged with. A bad edit of the current one is told, and the last good one used.
-func (l *lane) bundle(ctx context.Context, fw *parry.Firewall) (bundle.Bundle, error) {
-	var b bundle.Bundle
-	var err error
-	if fw.Pin != "" {
-		b, err = l.r.o.Library.Get(fw.Bundle, fw.Pin)
-	} else if b, err = l.r.o.Library.Refresh(ctx, fw.Bundle); err != nil && b.Digest != "" {
-		l.log.Warn("the bundle's newest edit cannot be used", "bundle", fw.Bundle, "digest", b.Digest, "err", err)
-		err = nil
-	}
-	if err == nil {
-		err = b.Manifest.CheckSettings(fw.Settings)
-	}
-	return b, err
 }
 
 // render makes the firewall's entries of the newest state. Blocks that an exemption overlaps are ended first, in the store; one that is
@@ -185,6 +181,8 @@ type try struct {
 	exempt *parry.ExemptFile // nil where nothing of exemptions is told
 	nat    *nat.Table        // that sent was rendered with
 	out    *ansible.Outcome
+	trial  *parry.Tried // the bundle is new, and the firewall a canary
+	asked  bool         // an operator's check
 
 	rejects map[parry.BlockID]string // what the firewall refuses, once the run counts; nil before: as it was
 }

@@ -27,12 +27,23 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 	f := parry.FinishRun{Incident: t.st.Incident}
 	var after func()
 	switch {
+	case t.asked: // it tells, and nothing follows from it
+		if t.interrupted(v) {
+			t.run.State = parry.RunUnknown
+		}
 	case t.interrupted(v):
 		t.run.State = parry.RunUnknown
 		t.mem.uncertain = true
 		until = t.now().Add(time.Second)
+	case v.failure != "" && t.trial != nil && v.failure.OfBundle():
+		until = t.refused(v, &f)
 	case v.failure != "":
 		until = t.failed(fctx, v, &f)
+	case t.run.Kind == parry.RunCheck:
+		t.mem.checked = t.bundle.Digest
+		if f.Incident.Open() {
+			f.Incident.NextTry = t.now()
+		}
 	case t.run.Kind == parry.RunVerify:
 		after = t.verified(fctx, &f)
 	default:
@@ -71,6 +82,8 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 
 func (t *try) judge() verdict {
 	switch {
+	case t.run.Kind == parry.RunCheck:
+		return fromOutcome(t.out) // nothing was sent: what is loaded is not to be what is desired
 	case t.run.Kind != parry.RunVerify && t.sent != nil:
 		return judgeApply(t.out, t.sent, t.exempt, &t.run, t.r.o.Controller)
 	case t.run.Kind == parry.RunVerify && t.mem.probe != nil:
@@ -226,7 +239,7 @@ func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (a
 		f.Incident.NextTry = t.now()
 		f.ClearWords = t.st.Adopt || t.st.Approved
 		run := t.run
-		return func() { m.probe = &applied{run, rejects} }
+		return func() { m.probe = &applied{run, rejects, t.trial} }
 	}
 	m.verified = true
 	if m.lastVerify.IsZero() {
@@ -243,6 +256,7 @@ func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (a
 func (t *try) counts(ctx context.Context, kind parry.RunKind, rejects map[parry.BlockID]string, f *parry.FinishRun, then func()) func() {
 	f.Applied, f.Emptied = kind != parry.RunPanic, kind == parry.RunPanic
 	f.ClearWords = t.st.Adopt || t.st.Approved
+	t.passed(f)
 	f.Retired = kind == parry.RunRetire
 	t.rejects = rejects
 	if fresh := t.newRejects(rejects); len(fresh) > 0 && len(t.r.o.Channels) > 0 {

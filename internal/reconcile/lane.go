@@ -64,6 +64,7 @@ type memory struct {
 
 	applied     parry.BundleRef // of the last apply that succeeded
 	trusted     string          // the digest whose apply a verify has confirmed
+	checked     string          // the new digest that a canary has seen through in check mode
 	probe       *applied        // an apply that waits for that
 	sent        []byte          // keys of the last apply that succeeded; nil: not known (yet)
 	sentSum     string          // sum of what was sent by the last apply that counted; empty: not known
@@ -77,6 +78,7 @@ type memory struct {
 type applied struct {
 	run     parry.Run
 	rejects map[parry.BlockID]string
+	trial   *parry.Tried
 }
 
 func newLane(r *Reconciler, name string) *lane {
@@ -238,6 +240,9 @@ func (l *lane) begin(ctx context.Context) error {
 		}
 	}
 	l.mem = m
+	if fw, ok := fleet.Firewall(l.name); ok && fw.Canary {
+		l.reloaded.Store(true) // a new version may have come meanwhile
+	}
 	l.setRejected(m.rejected)
 	return nil
 }
@@ -350,6 +355,9 @@ func (l *lane) step(ctx context.Context) (until time.Time, again bool) {
 		}
 		return now.Add(5 * time.Second), false
 	}
+	if st.Check != "" && (st.PanicRev == 0 || st.Emptied()) {
+		return l.asked(ctx, &st, fw, sc)
+	}
 	s := l.situation(st, sc)
 	d := decide(s)
 	if d.do == doApply && l.mem.gather {
@@ -426,7 +434,7 @@ func (l *lane) natTable(ctx context.Context, st *parry.FirewallState, fw *parry.
 
 // look makes the firewall dirty when its bundle has changed since the last apply.
 func (l *lane) look(ctx context.Context, fw *parry.Firewall) {
-	b, _ := l.bundle(ctx, fw)
+	b, _, _ := l.bundle(ctx, fw, parry.RunApply)
 	if b.Digest == "" || l.mem.applied.Digest == "" || b.Digest == l.mem.applied.Digest {
 		return
 	}

@@ -42,6 +42,10 @@ type Store interface {
 	AdvanceApplied(ctx context.Context, firewall string, rev parry.Revision) error
 	Runs(ctx context.Context, f parry.RunFilter) (parry.Page[parry.Run], error)
 	Desired(ctx context.Context) <-chan struct{}
+	BundleState(ctx context.Context, name string) (parry.BundleState, error)
+	BeginRelease(ctx context.Context, bundle string, r parry.Release) error
+	EndReleases(ctx context.Context, bundle string) error
+	NextCheck(ctx context.Context, firewall string) (parry.Check, error)
 }
 
 // Runner executes playbooks; *ansible.Runner is one.

@@ -42,6 +42,7 @@ type world struct {
 	exempt  []netip.Prefix
 	flags   func(*bundle.Manifest) // what the bundle can do beside what all can
 	digest  string
+	gone    map[string]bool // digests that this host has no copy of
 	badlib  error
 	orphans int // so many times LockLane finds an orphan
 	dir     string
@@ -63,6 +64,8 @@ type firewall struct {
 	hang       bool              // until the context ends
 	noProof    bool
 	lieCount   bool
+	failsWith  map[string]parry.Failure // by the bundle's digest
+	liesWith   string                   // echoes with this digest
 	runs       []ansible.Spec
 	at         []time.Time
 	missing    bool // from the inventory
@@ -370,7 +373,23 @@ func (w *world) Refresh(context.Context, string) (bundle.Bundle, error) {
 	return b, nil
 }
 
-func (w *world) Get(string, string) (bundle.Bundle, error) { return w.Refresh(w.ctx, "") }
+func (w *world) Get(_, digest string) (bundle.Bundle, error) {
+	b, err := w.Refresh(w.ctx, "")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if b.Digest = digest; w.gone[digest] {
+		return bundle.Bundle{}, parry.Errorf(parry.KindNotFound, "this host has no copy %.12s", digest)
+	}
+	return b, err
+}
+
+// edit makes another copy current, and tells the canaries as a survey does.
+func (w *world) edit(digest string) {
+	w.mu.Lock()
+	w.digest = digest
+	w.mu.Unlock()
+	w.r.Try("fake")
+}
 
 // LockLane and Run make the world the Runner.
 func (w *world) LockLane(name string) (*os.File, error) {
@@ -434,6 +453,9 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 		}
 	}
 	next := f.fail
+	if bad := f.failsWith[s.Bundle.Digest]; bad != "" {
+		next = bad
+	}
 	if len(f.failures) > 0 {
 		next, f.failures = f.failures[0], f.failures[1:]
 	}
@@ -475,7 +497,12 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 			}
 			keep = append(keep, key)
 		}
-		if claim = keep; !f.echo {
+		if claim = keep; s.Kind == parry.RunCheck {
+			claim = f.held
+			out.Proof = &parry.Proof{SHA256: sumOf(claim), Count: len(claim), Added: len(keep), RunID: s.Vars["parry_run_id"].(string)}
+			return out, nil
+		}
+		if !f.echo && f.liesWith != s.Bundle.Digest {
 			f.held = keep
 		}
 		if s.Exempt != nil {

@@ -81,7 +81,8 @@ const firewallQuery = `
 		f.proved_at, f.last_run, coalesce(h.held_by, ''), h.reason, coalesce(h.since, 0), coalesce(h.until, 0),
 		coalesce(a.held_by, ''), a.reason, coalesce(a.since, 0), coalesce(a.until, 0), f.emptied_rev,
 		coalesce(p.rev, 0), coalesce(p.called_by, ''), p.reason, coalesce(p.since, 0),
-		coalesce(q.rev, 0), coalesce(q.called_by, ''), q.reason, coalesce(q.since, 0)
+		coalesce(q.rev, 0), coalesce(q.called_by, ''), q.reason, coalesce(q.since, 0),
+		coalesce((SELECT min(c.run_id) FROM checks c WHERE c.firewall = f.name), '')
 	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''
 		LEFT JOIN panics p ON p.name = f.name LEFT JOIN panics q ON q.name = ''`
 
@@ -116,7 +117,7 @@ func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
 	var rev, revAll parry.Revision
 	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.FactsRev, &f.Epoch, &adopt, &approved, &inc, &proof,
 		&proved, &f.LastRun}
-	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest(), []any{&f.EmptiedRev, &rev}, panic.dest()[:3], []any{&revAll}, panicAll.dest()[:3])...); err != nil {
+	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest(), []any{&f.EmptiedRev, &rev}, panic.dest()[:3], []any{&revAll}, panicAll.dest()[:3], []any{&f.Check})...); err != nil {
 		return f, err
 	}
 	f.Listed, f.Retiring, f.Adopt, f.Approved = listed != 0, retiring != 0, adopt != 0, approved != 0

@@ -178,6 +178,9 @@ func (s *Store) pruneSmall(ctx context.Context, now time.Time) error {
 		if err := t.exec(`UPDATE offences SET grace_until = 0, grace_by = '' WHERE grace_until > 0 AND grace_until <= $1`, micros(now)); err != nil {
 			return err
 		}
+		if err := t.exec(`DELETE FROM checks WHERE asked_at < $1`, micros(now.Add(-time.Hour))); err != nil {
+			return err
+		}
 		return t.exec(`DELETE FROM exemptions WHERE expires_at > 0 AND expires_at < $1`, micros(now.AddDate(0, -1, 0)))
 	})
 }

@@ -55,6 +55,11 @@ func (s *Store) BeginRun(ctx context.Context, r parry.Run) error {
 		case epoch != r.Epoch:
 			return laneLost(r.Firewall)
 		}
+		if r.Kind == parry.RunCheck {
+			if err := t.exec(`DELETE FROM checks WHERE run_id = $1`, string(r.ID)); err != nil {
+				return err
+			}
+		}
 		return t.saveRun(&r)
 	})
 }
@@ -92,6 +97,7 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		if f.Retired {
 			t.wakes |= wakeDesired
 			return errors.Join(t.exec(`DELETE FROM holds WHERE name = $1`, f.Run.Firewall), t.exec(`DELETE FROM panics WHERE name = $1`, f.Run.Firewall),
+				t.exec(`DELETE FROM pins WHERE firewall = $1`, f.Run.Firewall), t.exec(`DELETE FROM checks WHERE firewall = $1`, f.Run.Firewall),
 				t.exec(`DELETE FROM firewalls WHERE name = $1`, f.Run.Firewall))
 		}
 		if f.Applied {
@@ -119,6 +125,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 				verify_rev = CASE WHEN verify_rev <= $9 THEN 0 ELSE verify_rev END,
 				emptied_rev = CASE WHEN emptied_rev < $10 THEN $10 ELSE emptied_rev END WHERE name = $1`,
 			f.Run.Firewall, applied, dirty, proof, proved, inc, string(f.Run.ID), flag(f.ClearWords), int64(f.VerifyUsed), emptied)
+		if err == nil && f.Tried != nil {
+			err = t.tried(&f.Run, f.Tried)
+		}
 		if err != nil || !f.SetRejects {
 			return err
 		}
@@ -164,8 +173,8 @@ func (t *tx) setRejects(firewall string, rs []parry.Reject) error {
 // once no such run can be on any more.
 func (s *Store) AbandonRuns(ctx context.Context, firewall string) error {
 	return s.write(ctx, "abandon the runs of "+firewall, func(t *tx) error {
-		err := t.exec(`UPDATE firewalls SET sent_rev = (SELECT max(revision) FROM runs WHERE firewall = $1 AND state = 'running')
-			WHERE name = $1 AND sent_rev < (SELECT max(revision) FROM runs WHERE firewall = $1 AND state = 'running')`, firewall)
+		err := t.exec(`UPDATE firewalls SET sent_rev = (SELECT max(revision) FROM runs WHERE firewall = $1 AND state = 'running' AND kind <> 'check')
+			WHERE name = $1 AND sent_rev < (SELECT max(revision) FROM runs WHERE firewall = $1 AND state = 'running' AND kind <> 'check')`, firewall)
 		if err != nil {
 			return err
 		}

@@ -77,6 +77,7 @@ var suite = []func(*env){
 	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold, pruneForgetsWhatNobodyDelivers,
 	feedReadersAddUp,
 	factsAreKeptWhenTheyChange,
+	pinsAreWords, trialsReleaseOrAreRefused, bundleProblemsAreToldOnce, checksWaitForTheirRun, usesAreThoseOfKeptRuns,
 }
 
 func TestStore(t *testing.T) {

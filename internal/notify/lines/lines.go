@@ -74,7 +74,7 @@ func (c *Channel) message(d *parry.Delivery) syslog.Message {
 
 func level(d *parry.Delivery) syslog.Severity {
 	switch {
-	case d.Kind == parry.NotifyRecovered, d.Kind == parry.NotifyPanic && !d.Report.Until.IsZero():
+	case d.Kind == parry.NotifyRecovered, d.Kind == parry.NotifyBundleRecovered, d.Kind == parry.NotifyPanic && !d.Report.Until.IsZero():
 		return syslog.Notice
 	case d.Severity == parry.SeverityCritical:
 		return syslog.Critical
@@ -168,6 +168,15 @@ func cef(d *parry.Delivery, version string) string {
 		label("incident", string(d.Incident))
 		add("suser", d.Report.By, 1023)
 		add("reason", d.Report.Message, 1023)
+	case d.Kind.OfBundle():
+		add("dvchost", d.Firewall, 100)
+		add("outcome", string(d.Report.Failure), 63)
+		label("incident", string(d.Incident))
+		label("run", string(d.Report.RunID))
+		label("bundle", d.Report.Bundle.Name)
+		label("version", d.Report.Bundle.Version)
+		label("digest", d.Report.Bundle.Digest)
+		add("reason", d.Report.Message, 1023)
 	case d.Firewall != "":
 		add("dvchost", d.Firewall, 100)
 		add("outcome", string(d.Report.Failure), 63)
@@ -203,7 +212,7 @@ var (
 
 func cefSeverity(d *parry.Delivery) int {
 	switch {
-	case d.Kind == parry.NotifyRecovered:
+	case d.Kind == parry.NotifyRecovered, d.Kind == parry.NotifyBundleRecovered:
 		return 3
 	case d.Severity == parry.SeverityCritical:
 		return 8

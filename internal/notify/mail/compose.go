@@ -15,6 +15,7 @@ import (
 
 	"github.com/jordan-wright/email"
 
+	"github.com/parry/parry/internal/notify"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -171,6 +172,8 @@ func newPage(d *parry.Delivery) *page {
 		p.Title = fmt.Sprintf("parry: %s recovered at %s, after %s", fw, clock(r.Until, d.CreatedAt), took)
 		p.Lead = fmt.Sprintf("%s is well again: it has proved what it holds. It was %s from %s to %s.", fw,
 			strings.TrimSuffix(phrase(r.Failure), ","), stamp(r.Since), stamp(r.Until))
+	case parry.NotifyBundleRefused, parry.NotifyBundleRecovered:
+		return bundlePage(d)
 	case parry.NotifyRejected:
 		p.Title = fmt.Sprintf("parry: %s rejects %s", fw, blocks(r.RejectsN))
 		p.Lead = fmt.Sprintf("%s cannot take %s. All others are in force; these are not.", fw, blocks(r.RejectsN))
@@ -203,16 +206,7 @@ func newPage(d *parry.Delivery) *page {
 	if r.RejectsN > 0 {
 		p.Lists = append(p.Lists, newList("Rejected", r.Rejects, r.RejectsN))
 	}
-	if b := r.Bundle; b.Name != "" {
-		v := strings.TrimSpace(b.Name + " " + b.Version)
-		if b.Digest != "" {
-			v += ", digest " + cut(b.Digest, 12)
-		}
-		if b.Commit != "" {
-			v += ", commit " + cut(b.Commit, 12)
-		}
-		add("Bundle", v)
-	}
+	add("Bundle", version(&r.Bundle))
 	add("Run", string(r.RunID))
 	p.Command = clean(r.Command, false)
 	if tail := strings.TrimRight(clean(r.LogTail, true), "\n"); tail != "" {
@@ -241,6 +235,62 @@ func panicPage(p *page, d *parry.Delivery) *page {
 		p.Facts = append(p.Facts, fact{"Reason", reason})
 	}
 	return p
+}
+
+// bundlePage tells of a bundle: an edit that cannot be used, a new version that a canary failed with, or that this is over.
+func bundlePage(d *parry.Delivery) *page {
+	r := &d.Report
+	p := &page{
+		Title: notify.Title(d), Footer: "Sent by parry. One mail when a version is refused, one when it is over.", Hint: clean(r.Hint, false),
+		Recovered: d.Kind == parry.NotifyBundleRecovered, Command: clean(r.Command, false),
+	}
+	fw := line(r.Firewall)
+	switch {
+	case p.Recovered && fw != "":
+		p.Lead = fmt.Sprintf("%s has applied this version and proved it by reading it back. The other firewalls of the bundle take it up now.", fw)
+	case p.Recovered:
+		p.Lead = "What was wrong is mended. The copy below is current."
+	case fw != "":
+		p.Lead = fmt.Sprintf("%s is a canary: it was given the new version first and failed with it. No other firewall has got it.", fw)
+	default:
+		p.Lead = "What is wrong is said below. Firewalls go on with the last good copy; nothing is lost, and blocks are taken and lifted as before."
+	}
+	add := func(name, value string) {
+		if value = line(value); value != "" {
+			p.Facts = append(p.Facts, fact{name, value})
+		}
+	}
+	add("Canary", strings.TrimSpace(fw+" "+r.Host))
+	add("Bundle", version(&r.Bundle))
+	if !p.Recovered {
+		add("What failed", string(r.Failure))
+		add("Task", r.Task)
+		add("It said", cut(clean(r.Message, false), 1000))
+	}
+	add("Since", stamp(r.Since))
+	if !r.Until.IsZero() && r.Until != r.Since {
+		add("Until", stamp(r.Until))
+	}
+	add("Run", string(r.RunID))
+	if tail := strings.TrimRight(clean(r.LogTail, true), "\n"); tail != "" {
+		p.Log = strings.Split(tail, "\n")
+	}
+	return p
+}
+
+// version names a copy of a bundle, empty for none.
+func version(b *parry.BundleRef) string {
+	if b.Name == "" {
+		return ""
+	}
+	v := strings.TrimSpace(b.Name + " " + b.Version)
+	if b.Digest != "" {
+		v += ", digest " + cut(b.Digest, 12)
+	}
+	if b.Commit != "" {
+		v += ", commit " + cut(b.Commit, 12)
+	}
+	return v
 }
 
 func inForce(r *parry.Report) string {

@@ -128,6 +128,8 @@ func examples() (out []parry.Delivery) {
 			n.Block = &parry.BlockEvent{ID: "b-0", Source: "203.0.113.7", Firewalls: "default", Reason: words, Origin: words, AlertID: words, RuleID: words}
 		case k == parry.NotifySummary:
 			n.Summary = &parry.BlockSummary{Added: 2, Sources: []string{"203.0.113.7"}}
+		case k.OfBundle():
+			n.Report = parry.Report{Since: now, Failure: parry.FailBundle, Message: words, Bundle: parry.BundleRef{Name: "pfsense"}}
 		case k != parry.NotifyTest:
 			n.Firewall = "fw-a"
 			n.Report = parry.Report{Firewall: "fw-a", Since: now, Failure: parry.FailTask, Message: words, Waiting: []string{words}, WaitingN: 1}
