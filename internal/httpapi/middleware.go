@@ -119,6 +119,9 @@ func (s *Server) authorize(c *gin.Context) {
 			return
 		}
 		c.Set(principalKey, pr)
+		c.Request = c.Request.WithContext(parry.WithActor(c.Request.Context(), &parry.Actor{
+			Name: pr.Token.Name, Token: pr.Token.ID, Role: pr.Token.Role, Remote: s.remote(c), RequestID: requestID(c),
+		}))
 		if op.right != rightAny && !pr.Can(parry.Right(op.right)) {
 			s.metrics.denied.WithLabelValues(string(parry.KindForbidden)).Inc()
 			s.fail(c, parry.Errorf(parry.KindForbidden, "this needs the right %s, which the role %s has not", op.right, pr.Token.Role))

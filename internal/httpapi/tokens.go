@@ -68,8 +68,8 @@ func (s *Server) CreateToken(c *gin.Context) {
 	}
 	var wrong problems
 	var err error
-	if t.Name == auth.LocalName {
-		wrong.add("/name", "this is the name of root at the local socket: take another")
+	if t.Name == auth.LocalName || t.Name == parry.ActorName {
+		wrong.add("/name", "this is the name of root at the local socket, or parry's own: take another")
 	} else if err := checkName(t.Name, true, "_.@-"); err != nil {
 		wrong.add("/name", "%s", err)
 	}

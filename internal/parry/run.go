@@ -154,11 +154,12 @@ type Retention struct {
 	Idempotency time.Duration
 	Outbox      time.Duration // delivered ones
 	Offences    time.Duration // of offenders without a block or grace for so long
+	Audit       time.Duration
 }
 
 // Pruned counts what Prune took out.
 type Pruned struct {
-	Blocks, Runs, Keys, Notifications, ListEntries, Offenders int64
+	Blocks, Runs, Keys, Notifications, ListEntries, Offenders, AuditRows int64
 }
 
 // Counts is a cheap picture for metrics and readiness.

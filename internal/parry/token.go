@@ -57,6 +57,9 @@ var Roles = []Role{RoleFeed, RoleTrigger, RoleReader, RoleOperator, RoleApprover
 // Rights lists what the role may do.
 func (r Role) Rights() []Right { return slices.Clone(rights[r]) }
 
+// Can tells whether the role has the right.
+func (r Role) Can(what Right) bool { return slices.Contains(rights[r], what) }
+
 // Token is a credential as it is stored: its secret only as a hash.
 type Token struct {
 	ID        TokenID
@@ -81,4 +84,4 @@ type Principal struct {
 }
 
 // Can tells whether the principal's role has the right.
-func (p *Principal) Can(r Right) bool { return slices.Contains(rights[p.Token.Role], r) }
+func (p *Principal) Can(r Right) bool { return p.Token.Role.Can(r) }

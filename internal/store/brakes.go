@@ -1,12 +1,14 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"strings"
 	"time"
 
+	"github.com/parry/parry/internal/audit"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -20,8 +22,10 @@ func (s *Store) SetHold(ctx context.Context, name string, h parry.Hold) error {
 		}
 		t.wakes |= wakeDesired
 		if !h.Held() {
+			t.audit(parry.ActRelease, orAllName(name), nil)
 			return t.exec(`DELETE FROM holds WHERE name = $1`, name)
 		}
+		t.audit(parry.ActHold, orAllName(name), holdDetail{audit.Plain(h.Reason, 256), auditTime(h.Until)})
 		return t.exec(`INSERT INTO holds (name, held_by, reason, since, until) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (name) DO UPDATE SET held_by = excluded.held_by, reason = excluded.reason, since = excluded.since, until = excluded.until`,
 			name, h.By, []byte(h.Reason), micros(h.Since), micros(h.Until))
@@ -45,7 +49,8 @@ func (s *Store) EndHolds(ctx context.Context, now time.Time) (ended []string, er
 			ended = append(ended, name)
 			return err
 		})
-		if len(ended) > 0 {
+		for _, name := range ended {
+			t.audit(parry.ActRelease, orAllName(name), map[string]string{"why": "its time was over"})
 			t.wakes |= wakeDesired | wakeApplied
 		}
 		return err
@@ -60,6 +65,7 @@ func (s *Store) Panic(ctx context.Context, names []string, h parry.Hold) error {
 		if err := t.known(names); err != nil {
 			return err
 		}
+		t.audit(parry.ActPanic, told(names), holdDetail{Reason: audit.Plain(h.Reason, 256)})
 		n := t.notice(names, h, time.Time{})
 		for _, name := range orAll(names) {
 			err := t.exec(`INSERT INTO panics (name, called_by, reason, since, rev, told) VALUES ($1, $2, $3, $4, $5, $6)
@@ -135,6 +141,7 @@ func (s *Store) EndPanic(ctx context.Context, names []string, by string) error {
 		}
 		n := t.notice(names, parry.Hold{By: by, Reason: end.h.Reason, Since: end.h.Since}, t.now)
 		n.Incident = end.told
+		t.audit(parry.ActPanicEnd, told(names), nil)
 		return errors.Join(t.stir(names), t.enqueue([]parry.Notification{n}))
 	})
 	if err == nil {
@@ -142,6 +149,14 @@ func (s *Store) EndPanic(ctx context.Context, names []string, by string) error {
 	}
 	return err
 }
+
+type holdDetail struct {
+	Reason string `json:"reason,omitempty"`
+	Until  string `json:"until,omitempty"`
+}
+
+// orAllName is a hold's object in the audit.
+func orAllName(name string) string { return cmp.Or(name, string(parry.SelectAll)) }
 
 // orAll is the names, or the one that stands for all.
 func orAll(names []string) []string {

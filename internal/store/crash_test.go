@@ -136,6 +136,7 @@ func checkAcknowledged(e *env, lines []string) {
 	e.ok(e.raw().QueryRow(`SELECT count(CASE WHEN end_rev = 0 THEN 1 END), count(CASE WHEN end_rev > 0 THEN 1 END) FROM blocks`).Scan(&live, &ended))
 	same(e, "live", c.LiveBlocks, live)
 	same(e, "ended", c.EndedBlocks, ended)
+	e.whole()
 }
 
 func TestOpen_damagedFileIsRefused(t *testing.T) {

@@ -89,6 +89,9 @@ func (s *Store) SetExpiry(ctx context.Context, id parry.BlockID, expires time.Ti
 		if err := t.askAgain([]netip.Prefix{b.Source}); err != nil {
 			return err
 		}
+		d := detailOf(&b.Block)
+		d.Was, d.Expires = d.Expires, auditTime(expires)
+		t.audit(parry.ActBlockExpiry, string(id), d)
 		b.ExpiresAt = round(expires)
 		out = b.Block
 		t.wakes |= wakeDesired
@@ -120,6 +123,9 @@ func (s *Store) EndBlock(ctx context.Context, id parry.BlockID, l parry.Lift) (o
 		if err := t.lift(b.Source, l); err != nil {
 			return err
 		}
+		d := detailOf(&b.Block)
+		d.Grace, d.Forget = graceDetail(l), l.Forget
+		t.audit(parry.ActBlockEnd, string(id), d)
 		out, covered = b.Block, nil
 		return t.queryIn(`SELECT `+blockColumns+` FROM blocks WHERE end_rev = 0 AND source IN (%s)`, parents(b.Source), func(r *sql.Rows) error {
 			c, err := plainBlock(r)
@@ -171,6 +177,13 @@ func (s *Store) EndBlocks(ctx context.Context, f parry.BlockFilter, ok func(*par
 			for i := 0; err == nil && i < n; i++ {
 				err = t.lift(sources[ended[i]], l)
 			}
+			if n > 0 {
+				t.audit(parry.ActBlocksEnd, "", struct {
+					manyDetail
+					Filter filterDetail `json:"filter"`
+					Grace  string       `json:"grace,omitempty"`
+				}{many(ended), filterOf(&f), graceDetail(l)})
+			}
 			return err
 		}); err != nil {
 			return out, err
@@ -196,7 +209,9 @@ func (s *Store) EndDue(ctx context.Context, now time.Time) (ended int, err error
 				return err
 			}
 			done, err := t.end(ids, parry.EndExpired, "")
-			n = len(done)
+			if n = len(done); n > 0 {
+				t.audit(parry.ActBlocksExpired, "", many(done))
+			}
 			return err
 		})
 		if err != nil {
@@ -232,8 +247,14 @@ func (s *Store) AddExemption(ctx context.Context, x parry.Exemption) (ended []pa
 			return err
 		}
 		t.wakes |= wakeDesired
-		ended, err = t.endExempted(x)
-		return err
+		if ended, err = t.endExempted(x); err != nil {
+			return err
+		}
+		t.audit(parry.ActExemptionAdd, string(x.ID), struct {
+			exemptionDetail
+			Ended manyDetail `json:"ended_blocks"`
+		}{exemptionOf(&x), many(ended)})
+		return nil
 	})
 	return ended, err
 }
@@ -260,6 +281,12 @@ func (s *Store) EndExempted(ctx context.Context, xs []parry.Exemption) (ended []
 			ids, err := t.endExempted(x)
 			if err != nil {
 				return err
+			}
+			if len(ids) > 0 {
+				t.audit(parry.ActBlocksExempt, string(x.ID), struct {
+					exemptionDetail
+					Ended manyDetail `json:"ended_blocks"`
+				}{exemptionOf(&x), many(ids)})
 			}
 			ended = append(ended, ids...)
 		}
@@ -290,8 +317,14 @@ func (s *Store) Exemptions(ctx context.Context) ([]parry.Exemption, error) {
 // RemoveExemption takes a stored exemption out.
 func (s *Store) RemoveExemption(ctx context.Context, id parry.ExemptionID, by string) error {
 	err := s.write(ctx, "remove exemption "+string(id), func(t *tx) error {
-		n, err := t.execN(`DELETE FROM exemptions WHERE id = $1`, string(id))
-		if err == nil && n == 0 && !t.again {
+		prefix := ""
+		err := t.row(`DELETE FROM exemptions WHERE id = $1 RETURNING prefix`, []any{string(id)}, &prefix)
+		switch {
+		case !errors.Is(err, sql.ErrNoRows):
+			t.audit(parry.ActExemptionRemove, string(id), map[string]string{"prefix": prefix})
+		case t.again:
+			err = nil
+		default:
 			return parry.Errorf(parry.KindNotFound, "there is no exemption %s that can be removed; configured and found ones are taken out where they come from", id)
 		}
 		t.wakes |= wakeDesired

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/parry/parry/internal/audit"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -47,6 +48,7 @@ func (t *tx) putEntries(name, id string, puts []parry.ListPut, done *parry.ListD
 			"Raise its capacity, shorten its TTL, or take entries off", name, l.Capacity-p.free(), l.Capacity, p.beyond)
 	}
 	*done = p.done
+	t.auditPut(name, puts, done)
 	return p.write(id)
 }
 
@@ -308,6 +310,7 @@ func (s *Store) RemoveEntry(ctx context.Context, name, key, by string) (rev parr
 		if err != nil {
 			return err
 		}
+		t.audit(parry.ActListRemove, name, map[string]string{"key": audit.Plain(key, maxObject)})
 		n, err := t.execN(`UPDATE list_entries SET rev = $3, expires_at = 1, removed_at = $4
 			WHERE list_id = $1 AND key = $2 AND (expires_at = 0 OR expires_at > $4)`, l.ID, key, int64(t.rev), micros(t.now))
 		if err == nil && n == 0 && !t.again {

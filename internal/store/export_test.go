@@ -12,7 +12,7 @@ import (
 func (s *Store) Recommit(ctx context.Context, as ...parry.Admission) ([]parry.Admitted, error) {
 	ops := make([]*op, len(as))
 	for i, a := range as {
-		ops[i] = &op{put: &put{Admission: a}}
+		ops[i] = &op{put: newPut(ctx, a)}
 	}
 	for _, again := range []bool{false, true} {
 		if err := s.write(ctx, "put", func(t *tx) error { t.again = again; return t.putAll(ops) }); err != nil {
@@ -47,6 +47,22 @@ func (s *Store) RequestIDs(ctx context.Context, id parry.BlockID) (ids []parry.R
 func (s *Store) RecommitEntries(ctx context.Context, list string, puts []parry.ListPut) error {
 	for _, again := range []bool{false, true} {
 		if err := s.write(ctx, "put", func(t *tx) error { t.again = again; return t.putEntries(list, "batch", puts, &parry.ListDone{}) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RetryWrite writes to the audit as if the answer of the commit had been lost.
+func (s *Store) RetryWrite(ctx context.Context, e parry.AuditEvent) error {
+	o := &op{fn: func(t *tx) error { t.auditBy(t.by, e.Action, e.Object, "done", e.Detail); return nil }, by: parry.ActorOf(ctx)}
+	for _, again := range []bool{false, true} {
+		if err := s.write(ctx, "write twice", func(t *tx) error {
+			was := t.again
+			defer func() { t.again = was }()
+			t.again = again
+			return errors.Join(t.do(o), o.err)
+		}); err != nil {
 			return err
 		}
 	}

@@ -176,8 +176,8 @@ func (s *Store) Facts(ctx context.Context) (map[string]parry.FirewallFacts, erro
 	return out, s.wrap(err, "read what the firewalls say of themselves")
 }
 
-// onFirewall runs an UPDATE of the firewall whose name is $1, and wakes the lanes.
-func (s *Store) onFirewall(ctx context.Context, doing, name, q string, args ...any) error {
+// onFirewall runs an UPDATE of the firewall whose name is $1, by somebody's word unless act is empty, and wakes the lanes.
+func (s *Store) onFirewall(ctx context.Context, doing string, act parry.Action, name, q string, args ...any) error {
 	return s.write(ctx, doing+" "+name, func(t *tx) error {
 		args := append([]any{name}, args...)
 		for i, a := range args {
@@ -189,6 +189,9 @@ func (s *Store) onFirewall(ctx context.Context, doing, name, q string, args ...a
 		if err == nil && n == 0 {
 			return noFirewall(name)
 		}
+		if act != "" {
+			t.audit(act, name, nil)
+		}
 		t.wakes |= wakeDesired
 		return err
 	})
@@ -199,27 +202,27 @@ const revision = parry.Revision(-1)
 
 // MarkDirty makes a firewall be converged again from scratch.
 func (s *Store) MarkDirty(ctx context.Context, name string) error {
-	return s.onFirewall(ctx, "mark dirty", name, `UPDATE firewalls SET dirty_rev = $2 WHERE name = $1`, revision)
+	return s.onFirewall(ctx, "mark dirty", "", name, `UPDATE firewalls SET dirty_rev = $2 WHERE name = $1`, revision)
 }
 
 // SetVerify has a firewall read back, whatever its lane waits for.
 func (s *Store) SetVerify(ctx context.Context, name string) error {
-	return s.onFirewall(ctx, "verify", name, `UPDATE firewalls SET verify_rev = $2 WHERE name = $1`, revision)
+	return s.onFirewall(ctx, "verify", parry.ActFirewallVerify, name, `UPDATE firewalls SET verify_rev = $2 WHERE name = $1`, revision)
 }
 
 // SetRetiring has a firewall emptied and then forgotten.
 func (s *Store) SetRetiring(ctx context.Context, name string) error {
-	return s.onFirewall(ctx, "retire", name, `UPDATE firewalls SET retiring = 1, dirty_rev = $2 WHERE name = $1`, revision)
+	return s.onFirewall(ctx, "retire", parry.ActFirewallRetire, name, `UPDATE firewalls SET retiring = 1, dirty_rev = $2 WHERE name = $1`, revision)
 }
 
 // SetAdopt lets the next run take the firewall over from another controller, a higher epoch or revision, or a flush.
 func (s *Store) SetAdopt(ctx context.Context, name string) error {
-	return s.onFirewall(ctx, "adopt", name, `UPDATE firewalls SET adopt = 1 WHERE name = $1`)
+	return s.onFirewall(ctx, "adopt", parry.ActFirewallAdopt, name, `UPDATE firewalls SET adopt = 1 WHERE name = $1`)
 }
 
 // SetApproved lets the next run remove many entries.
 func (s *Store) SetApproved(ctx context.Context, name string) error {
-	return s.onFirewall(ctx, "approve", name, `UPDATE firewalls SET approved = 1 WHERE name = $1`)
+	return s.onFirewall(ctx, "approve", parry.ActFirewallApprove, name, `UPDATE firewalls SET approved = 1 WHERE name = $1`)
 }
 
 // Rejects lists what firewalls refused of the blocks.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"time"
 
+	"github.com/parry/parry/internal/audit"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -63,6 +64,7 @@ func (s *Store) CreateList(ctx context.Context, l parry.List) (parry.List, error
 			return err
 		}
 		l.Source = parry.ListAPI
+		t.audit(parry.ActListCreate, l.Name, map[string]any{"type": l.Type, "capacity": l.Capacity, "comment": audit.Plain(l.Comment, 256)})
 		l.ID, err = t.insertList(&l)
 		return err
 	})
@@ -102,6 +104,7 @@ func (s *Store) DeleteList(ctx context.Context, name, by string) error {
 			return parry.Errorf(parry.KindConflict, "the list %q is one of the configuration: take it out there first", name)
 		}
 		t.wakes |= wakeLists
+		t.audit(parry.ActListDelete, name, map[string]any{"type": l.Type, "rows": l.rows})
 		return t.exec(`UPDATE lists SET deleted_at = $2 WHERE id = $1`, l.ID, micros(t.now))
 	})
 	if err == nil {

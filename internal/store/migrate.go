@@ -47,5 +47,6 @@ func (s *Store) migrate(ctx context.Context) error {
 	if _, err := p.Up(ctx); err != nil {
 		return fmt.Errorf("bring the schema from version %d to %d: %w", have, want, err)
 	}
+	s.schema = [2]int64{have, want}
 	return nil
 }

@@ -98,12 +98,15 @@ func (a *admitter) grace(source netip.Prefix) *offender {
 	return nil
 }
 
-// endGrace is for the operator whose request was taken.
-func (a *admitter) endGrace(source netip.Prefix) {
-	if o := a.offender(source); !o.GraceUntil.IsZero() {
-		a.change(o)
-		o.GraceUntil, o.GraceBy = time.Time{}, ""
+// endGrace is for the operator whose request was taken. It tells whether there was one.
+func (a *admitter) endGrace(source netip.Prefix) bool {
+	o := a.offender(source)
+	if o.GraceUntil.IsZero() {
+		return false
 	}
+	a.change(o)
+	o.GraceUntil, o.GraceBy = time.Time{}, ""
+	return true
 }
 
 // offence counts a new block of the source, unless it belongs to an offence that still lasts. Nothing may refuse the block after that.

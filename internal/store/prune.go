@@ -44,6 +44,11 @@ func (s *Store) Prune(ctx context.Context, keep parry.Retention) (p parry.Pruned
 			return p, err
 		}
 	}
+	if keep.Audit > 0 {
+		if p.AuditRows, err = s.pruneAudit(ctx, now.Add(-keep.Audit)); err != nil {
+			return p, err
+		}
+	}
 	if p.ListEntries, err = s.sweepLists(ctx, now); err != nil {
 		return p, err
 	}

@@ -21,13 +21,22 @@ const (
 // put is an admission on its way, and its answer.
 type put struct {
 	parry.Admission
+	by  *parry.Actor
 	res parry.Admitted
+}
+
+func newPut(ctx context.Context, a parry.Admission) *put {
+	p := &put{Admission: a, by: parry.ActorOf(ctx)}
+	if p.by == parry.Itself { // the request says who asks
+		p.by = &parry.Actor{Name: a.Request.TokenName, Token: a.Request.TokenID, Remote: a.Request.RemoteAddr}
+	}
+	return p
 }
 
 // Put takes a request into the desired state. Its answer means committed and fsynced. A full queue is KindUnavailable; a limit, or an
 // idempotency key with another body, is KindRefused. When ctx ends first the request may still be taken.
 func (s *Store) Put(ctx context.Context, a parry.Admission) (parry.Admitted, error) {
-	p := &put{Admission: a}
+	p := newPut(ctx, a)
 	o := &op{put: p, done: make(chan struct{})}
 	s.mu.RLock()
 	if s.closed {
@@ -88,6 +97,7 @@ type admitter struct {
 	requests []*request
 	newKeys  []any
 	listed   []*put // accepted, with entries for lists
+	expired  []parry.BlockID
 }
 
 // block is a row, with what becomes of it in this transaction.
@@ -240,9 +250,8 @@ func (a *admitter) admit(p *put) error {
 		return err
 	}
 	a.count(b, p)
-	if p.EndsGrace && b.Live() {
-		a.endGrace(p.Key.Source)
-	}
+	graceEnded := p.EndsGrace && b.Live() && a.endGrace(p.Key.Source)
+	a.audit(p, b, created, graceEnded)
 	if p.Idempotency != nil {
 		a.keys[ik] = idempotent{hash: p.Idempotency.Hash, block: b.ID, request: p.Request.ID}
 		a.newKeys = append(a.newKeys, ik[:], p.Idempotency.Hash[:], string(b.ID), string(p.Request.ID), micros(a.t.now))
@@ -281,6 +290,7 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 		b = a.live[k]
 		if b != nil && !b.ExpiresAt.IsZero() && !b.ExpiresAt.After(t.now) {
 			a.end(b, parry.EndExpired)
+			a.expired = append(a.expired, b.ID)
 			b = nil
 		}
 		deleted, ok := a.deleted[k]

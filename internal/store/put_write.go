@@ -41,6 +41,9 @@ func (a *admitter) write() error {
 	if len(a.touched) > 0 {
 		t.wakes |= wakeDesired
 	}
+	if len(a.expired) > 0 {
+		t.auditBy(parry.Itself, parry.ActBlocksExpired, "", "done", many(a.expired))
+	}
 	if err := a.list(); err != nil {
 		return err
 	}

@@ -78,6 +78,7 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		if err := t.enqueue(f.Notifications); err != nil {
 			return err
 		}
+		t.auditRun(&f.Run)
 		var epoch, applied, dirty, proved int64
 		var proof string
 		err := t.row(`SELECT epoch, applied_rev, dirty_rev, proof, proved_at FROM firewalls WHERE name = $1`, []any{f.Run.Firewall},
@@ -182,6 +183,8 @@ func (s *Store) AbandonRuns(ctx context.Context, firewall string) error {
 			firewall, string(parry.FailCancelled), []byte("the controller ended while this run was on"), micros(t.now))
 		if n > 0 {
 			t.wakes |= wakeApplied
+			t.auditBy(parry.Itself, parry.ActRunEnd, firewall, string(parry.RunUnknown),
+				map[string]any{"runs": n, "failure": parry.FailCancelled, "message": "the controller ended while this run was on"})
 		}
 		return err
 	})

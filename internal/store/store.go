@@ -57,6 +57,7 @@ type Store struct {
 
 	channels      parry.Subscriptions // all
 	subscriptions parry.Subscriptions // to block.added and block.ended
+	schema        [2]int64            // versions before and after Open
 
 	lanesMu sync.Mutex
 	lanes   map[string]*Lane
@@ -121,6 +122,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.stop = stop
 	s.bg.Go(func() { s.eng.watch(bg, s) })
 	go s.writeLoop()
+	if from, to := s.schema[0], s.schema[1]; from != to {
+		if err := s.Audit(ctx, parry.AuditEvent{Action: parry.ActMigrate, Object: s.eng.dialect(), Detail: map[string]int64{"from": from, "to": to}}); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
 	return s, nil
 }
 

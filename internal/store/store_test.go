@@ -85,7 +85,7 @@ func TestStore(t *testing.T) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
 			t.Parallel()
-			for _, c := range slices.Concat(suite, listSuite) {
+			for _, c := range slices.Concat(suite, listSuite, auditSuite) {
 				name := runtime.FuncForPC(reflect.ValueOf(c).Pointer()).Name()
 				t.Run(name[strings.LastIndex(name, ".")+1:], func(t *testing.T) {
 					t.Parallel()

@@ -58,10 +58,26 @@ func (s *Store) CreateToken(ctx context.Context, k parry.Token) error {
 		for i, p := range k.Sources {
 			sources[i] = p.String()
 		}
+		t.audit(parry.ActTokenCreate, string(k.ID), struct {
+			Name      string     `json:"name"`
+			Role      parry.Role `json:"role"`
+			Expires   string     `json:"expires,omitempty"`
+			Sources   []string   `json:"sources,omitempty"`
+			Firewalls []string   `json:"firewalls,omitempty"`
+			MaxTTL    string     `json:"max_ttl,omitempty"`
+			Rate      int        `json:"rate,omitempty"`
+		}{k.Name, k.Role, auditTime(k.ExpiresAt), sources, k.Firewalls, maxTTL(k.MaxTTL), k.Rate})
 		return t.exec(`INSERT INTO tokens (`+tokenColumns+`, revoked_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '')`,
 			string(k.ID), k.Name, string(k.Role), k.Hash[:], k.CreatedBy, micros(k.CreatedAt), micros(k.ExpiresAt), micros(k.RevokedAt),
 			micros(k.LastUsed), strings.Join(sources, ","), strings.Join(k.Firewalls, " "), k.MaxTTL.Microseconds(), int64(k.Rate))
 	})
+}
+
+func maxTTL(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return parry.FormatTTL(d)
 }
 
 // Tokens lists every token, revoked ones too, oldest first.
@@ -85,11 +101,14 @@ func (s *Store) TokenByID(ctx context.Context, id parry.TokenID) (parry.Token, e
 // RevokeToken ends a token for good; its row stays. Revoking twice is no error.
 func (s *Store) RevokeToken(ctx context.Context, id parry.TokenID, by string) error {
 	return s.write(ctx, "revoke token "+string(id), func(t *tx) error {
-		n, err := t.execN(`UPDATE tokens SET revoked_at = CASE WHEN revoked_at = 0 THEN $2 ELSE revoked_at END,
-			revoked_by = CASE WHEN revoked_at = 0 THEN $3 ELSE revoked_by END WHERE id = $1`, string(id), micros(t.now), by)
-		if err == nil && n == 0 {
+		name := ""
+		err := t.row(`UPDATE tokens SET revoked_at = CASE WHEN revoked_at = 0 THEN $2 ELSE revoked_at END,
+			revoked_by = CASE WHEN revoked_at = 0 THEN $3 ELSE revoked_by END WHERE id = $1 RETURNING name`,
+			[]any{string(id), micros(t.now), by}, &name)
+		if errors.Is(err, sql.ErrNoRows) {
 			return parry.Errorf(parry.KindNotFound, "there is no token %s", id)
 		}
+		t.audit(parry.ActTokenRevoke, string(id), map[string]string{"name": name})
 		return err
 	})
 }

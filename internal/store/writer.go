@@ -20,6 +20,8 @@ const maxBatch = 512 // operations in one transaction
 type op struct {
 	put   *put
 	fn    func(*tx) error
+	by    *parry.Actor
+	at    time.Time   // of the first try
 	taken atomic.Bool // by the writer, or by a caller of fn that gave up: whoever comes second leaves it alone
 	err   error
 	done  chan struct{}
@@ -28,7 +30,7 @@ type op struct {
 // write runs fn in a writing transaction and waits until that is committed. When ctx ends first, fn is not run at all, or, when it is being
 // run, waited for: what it leaves in its caller's variables is whole.
 func (s *Store) write(ctx context.Context, doing string, fn func(*tx) error) error {
-	o := &op{fn: fn, done: make(chan struct{})}
+	o := &op{fn: fn, by: parry.ActorOf(ctx), done: make(chan struct{})}
 	s.mu.RLock()
 	if s.closed {
 		s.mu.RUnlock()
@@ -59,7 +61,7 @@ func errClosed() error {
 // writeLoop commits what queued, until the queue is closed and empty.
 func (s *Store) writeLoop() {
 	defer close(s.written)
-	w := &writer{s: s}
+	w := &writer{s: s, told: map[telling]bool{}}
 	defer w.drop()
 	batch := make([]*op, 0, maxBatch)
 	take := func(o *op) {
@@ -94,6 +96,9 @@ type writer struct {
 	s     *Store
 	conn  *sql.Conn
 	stmts map[stmtKey]*sql.Stmt
+
+	told   map[telling]bool // in this minute
+	minute int64
 }
 
 // commit runs a batch and answers its operations.
@@ -132,6 +137,7 @@ func (w *writer) try(ops []*op, again bool) (err error) {
 	defer func() {
 		if err == nil {
 			w.s.wake(t.wakes)
+			w.remember(t)
 			return
 		}
 		// Whatever is left of the transaction goes with its connection.
@@ -140,7 +146,8 @@ func (w *writer) try(ops []*op, again bool) (err error) {
 	if err := t.exec(w.s.eng.begin()); err != nil {
 		return err
 	}
-	if err := t.row(`UPDATE state SET rev = rev + 1 WHERE one = 1 RETURNING rev, live, ended`, nil, &t.rev, &t.live, &t.ended); err != nil {
+	if err := t.row(`UPDATE state SET rev = rev + 1 WHERE one = 1 RETURNING rev, live, ended, audit_seq, audit_hash`, nil,
+		&t.rev, &t.live, &t.ended, &t.auditSeq, &t.auditHash); err != nil {
 		return fmt.Errorf("take a revision: %w", err)
 	}
 	live, ended := t.live, t.ended
@@ -156,22 +163,20 @@ func (w *writer) try(ops []*op, again bool) (err error) {
 			rest = rest[n:]
 			continue
 		}
-		o := rest[0]
-		o.err = o.fn(t)
-		if e := (*parry.Error)(nil); o.err != nil && !errors.As(o.err, &e) {
-			return o.err
+		if err := t.do(rest[0]); err != nil {
+			return err
 		}
 		rest = rest[1:]
 	}
-	if err := errors.Join(t.writeRules(), t.writeEvents()); err != nil {
+	if err := errors.Join(t.writeRules(), t.writeEvents(), t.writeAudit()); err != nil {
 		return err
 	}
-	if t.live != live || t.ended != ended || t.wakes != 0 {
+	if t.live != live || t.ended != ended || t.wakes != 0 || len(t.audits) > 0 {
 		if err := t.exec(`UPDATE state SET live = $1, ended = $2, desired = CASE WHEN $3 = 1 THEN rev ELSE desired END,
 			applied = CASE WHEN $4 = 1 THEN rev ELSE applied END, outbox = CASE WHEN $5 = 1 THEN rev ELSE outbox END,
-			lists = CASE WHEN $6 = 1 THEN rev ELSE lists END WHERE one = 1`,
+			lists = CASE WHEN $6 = 1 THEN rev ELSE lists END, audit_seq = $7, audit_hash = $8 WHERE one = 1`,
 			t.live, t.ended, flag(t.wakes&wakeDesired != 0), flag(t.wakes&wakeApplied != 0), flag(t.wakes&wakeOutbox != 0),
-			flag(t.wakes&wakeLists != 0)); err != nil {
+			flag(t.wakes&wakeLists != 0), t.auditSeq, t.auditHash); err != nil {
 			return err
 		}
 	}
@@ -184,6 +189,27 @@ func (w *writer) try(ops []*op, again bool) (err error) {
 		return t.failed
 	}
 	return t.exec(`COMMIT`)
+}
+
+// do runs an operation that is no put. Only an error without a kind ends the transaction.
+func (t *tx) do(o *op) error {
+	if !t.again {
+		o.at = t.now
+	}
+	t.by, t.at = o.by, o.at
+	before := len(t.audits)
+	o.err = o.fn(t)
+	if e := (*parry.Error)(nil); errors.As(o.err, &e) {
+		t.audits = t.audits[:before]
+		return nil
+	} else if o.err != nil || !t.again || len(t.audits) == before {
+		return o.err
+	}
+	done, err := t.audited(&t.audits[before])
+	if done {
+		t.audits = t.audits[:before]
+	}
+	return err
 }
 
 func (w *writer) connect(ctx context.Context) error {
@@ -229,6 +255,13 @@ type tx struct {
 	rules  map[ruleKey]*ruleDelta
 	events []parry.Notification
 	failed error
+
+	by        *parry.Actor // of the operation
+	at        time.Time    // when it was first tried
+	audits    []auditRow
+	told      map[telling]bool
+	auditSeq  int64 // the chain's head
+	auditHash string
 }
 
 // stmtKey is a statement's text, and how many values its list holds.
