@@ -49,11 +49,15 @@ type answer struct {
 		RunID        string `json:"run_id"`
 		StatesKilled int    `json:"states_killed"`
 		OldRules     int    `json:"old_rules"`
-		Failure      string
+		Refreshed    int
+		ExemptSHA256 string `json:"exempt_sha256"`
+		ExemptCount  int    `json:"exempt_count"`
+		FlowsKilled  int    `json:"flows_killed"`
 		Facts        struct {
 			Addresses, Gateways, Resolvers []string
 			Forwards                       []forward
 		}
+		Failure string
 	}
 }
 
@@ -77,7 +81,12 @@ func start(t *testing.T, version string) *firewall {
 	if _, err := exec.LookPath("ansible-playbook"); err != nil {
 		t.Skip("ansible-playbook is not installed")
 	}
-	f := &firewall{Lab: testenv.StartLab(t, testenv.LabOptions{Name: "fw-a", Version: version}), t: t, dir: t.TempDir()}
+	return manage(t, testenv.StartLab(t, testenv.LabOptions{Name: "fw-a", Version: version}))
+}
+
+func manage(t *testing.T, lab *testenv.Lab) *firewall {
+	t.Helper()
+	f := &firewall{Lab: lab, t: t, dir: t.TempDir()}
 	f.write("inventory.json", f.json(map[string]any{"all": map[string]any{"hosts": map[string]any{f.Name: map[string]any{
 		"ansible_host": f.Addr.String(), "ansible_port": f.Port, "ansible_user": f.User, "ansible_ssh_private_key_file": f.KeyFile,
 		"ansible_ssh_common_args": "-o StrictHostKeyChecking=yes -o UserKnownHostsFile=" + f.KnownHosts,
@@ -90,7 +99,7 @@ func (f *firewall) play(book string, v vars, args ...string) answer {
 	f.t.Helper()
 	f.run++
 	results := filepath.Join(f.dir, fmt.Sprint("results", f.run))
-	argv := append([]string{"-i", filepath.Join(f.dir, "inventory.json"), filepath.Join("pfsense", book)}, args...)
+	argv := append([]string{"-i", filepath.Join(f.dir, "inventory.json"), filepath.Join(f.Bundle, book)}, args...)
 	if v != nil {
 		argv = append(argv, "-e", "@"+f.write(fmt.Sprint("vars", f.run, ".json"), f.json(v)))
 	}

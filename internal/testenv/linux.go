@@ -23,7 +23,7 @@ import (
 // networks are its own, so that the addresses below are the same in all.
 type Linux struct {
 	*Lab
-	Attacker Side // 203.0.113.7, .8 and .65, 192.0.2.66, 2001:db8:bad::7 and ::8, 2001:db8:dead:1::5
+	Attacker Side // 203.0.113.7, .8, .11 to .19 and .65, 192.0.2.66, 2001:db8:bad::7, ::8 and ::11 to ::15, 2001:db8:dead:1::5
 	Server   Side // 198.18.0.80, 2001:db8:1::80
 }
 
@@ -100,12 +100,15 @@ func (l *Linux) Echo(port int) {
 	}
 }
 
-// Ping asks the server from one of the attacker's addresses; nil when it answers in time.
+// Ping asks the server from one of the attacker's addresses; nil when it answers in time. Like Say it may be called from any goroutine.
 func (l *Linux) Ping(from, to string) error {
-	l.tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), labPatience)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "nsenter", "--net="+l.Attacker.path(), "ping", "-n", "-c", "1", "-W", "1", "-I", from, to).CombinedOutput()
+	path, err := l.Attacker.path()
+	if err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, "nsenter", "--net="+path, "ping", "-n", "-c", "1", "-W", "1", "-I", from, to).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("ping from %s to %s: %w: %s", from, to, err, out)
 	}
@@ -114,7 +117,6 @@ func (l *Linux) Ping(from, to string) error {
 
 // Say sends a word over "tcp" or "udp" from one of the attacker's addresses to an echo and waits for its return; nil when it comes back in time.
 func (l *Linux) Say(network, from, to string) error {
-	l.tb.Helper()
 	c, err := l.Attacker.Dial(network, from, to)
 	if err != nil {
 		return err
@@ -149,7 +151,6 @@ type Side struct {
 
 // Dial connects from an address of this side; network is tcp or udp. What it returns can be used anywhere.
 func (s Side) Dial(network, from, to string) (c net.Conn, err error) {
-	s.lab.tb.Helper()
 	ip := net.IP(netip.MustParseAddr(from).AsSlice())
 	d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: ip}}
 	if network == "udp" {
@@ -162,20 +163,19 @@ func (s Side) Dial(network, from, to string) (c net.Conn, err error) {
 	return c, err
 }
 
-func (s Side) path() string {
-	s.lab.tb.Helper()
+func (s Side) path() (string, error) {
 	b, err := os.ReadFile(filepath.Join(s.lab.dir, s.file))
-	if err != nil {
-		s.lab.tb.Fatalf("lab %s: %v", s.lab.Name, err)
-	}
 	pid, _, _ := strings.Cut(string(b), " ")
-	return "/proc/" + pid + "/ns/net"
+	return "/proc/" + pid + "/ns/net", err
 }
 
 // do runs f on a thread that is in this network. A socket stays in the network that it was made in.
 func (s Side) do(f func() error) error {
-	s.lab.tb.Helper()
-	there, err := os.Open(s.path())
+	path, err := s.path()
+	if err != nil {
+		return err
+	}
+	there, err := os.Open(path)
 	if err != nil {
 		return err
 	}
