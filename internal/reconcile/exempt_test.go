@@ -162,6 +162,26 @@ func TestExemptions_goWhenTheFirewallIsRetired(t *testing.T) {
 	})
 }
 
+func TestExemptions_goInAPanicAndComeBackWithTheBlocks(t *testing.T) {
+	exempting(t, func(w *world, fw *firewall) {
+		w.must(w.store.Panic(w.ctx, nil, parry.Hold{Kind: parry.HoldPanic, By: "anna", Since: time.Now()}))
+		w.within(time.Minute, "it is empty", func() bool { return w.status("fw-a").State == LanePanic })
+		fw.set(func(f *firewall) {
+			if f.exempt != "" || len(f.held) > 0 {
+				t.Errorf("left behind: %q, %v", f.exempt, f.held)
+			}
+		})
+		before := fw.count()
+		w.exempts("198.51.100.9")
+		time.Sleep(10 * time.Minute)
+		if n := fw.count() - before; n != 0 {
+			t.Errorf("%d runs in a panic for exemptions", n)
+		}
+		w.must(w.store.EndPanic(w.ctx, nil, "anna"))
+		w.exempted("198.51.100.9\n", time.Minute)
+	})
+}
+
 func TestExemptions_aBundleThatTakesNoneIsLeftAlone(t *testing.T) {
 	simulate(t, []string{"fw-a"}, nil, func(w *world) {
 		w.exempts("198.51.100.1")
