@@ -70,7 +70,7 @@ func newSite(tb testing.TB, more string, labs ...*testenv.Lab) *site {
 	text := "socket: parry.sock\nstate_dir: state\nansible: {inventory: inventory.json, known_hosts: known_hosts}\nfirewalls:\n"
 	var known strings.Builder
 	for _, l := range labs {
-		text += "- {name: " + l.Name + ", groups: [edge]}\n"
+		text += "- {name: " + l.Name + ", bundle: " + l.Bundle + ", groups: [edge]}\n"
 		b, err := os.ReadFile(l.KnownHosts)
 		if err != nil {
 			tb.Fatal(err)
