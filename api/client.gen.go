@@ -56,6 +56,39 @@ func (e ActiveListRequestRefresh) Valid() bool {
 	}
 }
 
+// Defines values for ApprovalState.
+const (
+	ApprovalStateApplied    ApprovalState = "applied"
+	ApprovalStateApproved   ApprovalState = "approved"
+	ApprovalStateDenied     ApprovalState = "denied"
+	ApprovalStateExpired    ApprovalState = "expired"
+	ApprovalStateGone       ApprovalState = "gone"
+	ApprovalStateSuperseded ApprovalState = "superseded"
+	ApprovalStateWaiting    ApprovalState = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the ApprovalState enum.
+func (e ApprovalState) Valid() bool {
+	switch e {
+	case ApprovalStateApplied:
+		return true
+	case ApprovalStateApproved:
+		return true
+	case ApprovalStateDenied:
+		return true
+	case ApprovalStateExpired:
+		return true
+	case ApprovalStateGone:
+		return true
+	case ApprovalStateSuperseded:
+		return true
+	case ApprovalStateWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for BlockEndReason.
 const (
 	BlockEndReasonDeleted  BlockEndReason = "deleted"
@@ -485,6 +518,24 @@ func (e RunState) Valid() bool {
 	}
 }
 
+// Defines values for ListApprovalsParamsStatus.
+const (
+	ListApprovalsParamsStatusAll  ListApprovalsParamsStatus = "all"
+	ListApprovalsParamsStatusOpen ListApprovalsParamsStatus = "open"
+)
+
+// Valid indicates whether the value is a known member of the ListApprovalsParamsStatus enum.
+func (e ListApprovalsParamsStatus) Valid() bool {
+	switch e {
+	case ListApprovalsParamsStatusAll:
+		return true
+	case ListApprovalsParamsStatusOpen:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListBlocksParamsStatus.
 const (
 	ListBlocksParamsStatusAll   ListBlocksParamsStatus = "all"
@@ -567,6 +618,52 @@ type ActiveListRequestRefresh string
 type ActiveLists struct {
 	Items []ActiveList `json:"items"`
 }
+
+// Approval defines model for Approval.
+type Approval struct {
+	// Added Would be added
+	Added     int       `json:"added"`
+	CreatedAt time.Time `json:"created_at"`
+	DecidedAt time.Time `json:"decided_at,omitempty,omitzero"`
+	DecidedBy string    `json:"decided_by,omitempty,omitzero"`
+
+	// Ended Would be removed because their blocks have ended
+	Ended int `json:"ended"`
+
+	// ExpiresAt While it waits or is approved
+	ExpiresAt time.Time `json:"expires_at,omitempty,omitzero"`
+	Firewall  string    `json:"firewall"`
+
+	// First The first lines of the diff
+	First []string `json:"first"`
+	ID    string   `json:"id"`
+
+	// Of Entries that were sent last
+	Of int `json:"of"`
+
+	// Reason Of the decision
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Removed Of these, would be removed although no block of theirs has ended
+	Removed int `json:"removed"`
+
+	// State waiting: for a decision; approved: the next run may make the change; denied: the firewall stays as it is; applied: made; gone: there is no
+	// such change any more; superseded: by a larger one; expired: not decided, or not used, in time
+	State ApprovalState `json:"state"`
+	Why   string        `json:"why"`
+}
+
+// ApprovalPage defines model for ApprovalPage.
+type ApprovalPage struct {
+	Items []Approval `json:"items"`
+
+	// Next Cursor of the next page; none on the last
+	Next string `json:"next,omitempty,omitzero"`
+}
+
+// ApprovalState waiting: for a decision; approved: the next run may make the change; denied: the firewall stays as it is; applied: made; gone: there is no
+// such change any more; superseded: by a larger one; expired: not decided, or not used, in time
+type ApprovalState string
 
 // Block defines model for Block.
 type Block struct {
@@ -818,6 +915,11 @@ type CreatedToken struct {
 	Token  Token  `json:"token"`
 }
 
+// DecisionRequest defines model for DecisionRequest.
+type DecisionRequest struct {
+	Reason string `json:"reason,omitempty,omitzero" validate:"max=1024"`
+}
+
 // EndedBlock defines model for EndedBlock.
 type EndedBlock struct {
 	Block Block `json:"block"`
@@ -1036,7 +1138,10 @@ type Firewall struct {
 	Adopt           bool  `json:"adopt,omitempty,omitzero"`
 	AppliedRevision int64 `json:"applied_revision"`
 
-	// Approved The next run may remove many entries
+	// Approval The open approval of a change to it
+	Approval string `json:"approval,omitempty,omitzero"`
+
+	// Approved The next run may make the change that was asked for
 	Approved      bool   `json:"approved,omitempty,omitzero"`
 	Bundle        string `json:"bundle"`
 	DirtyRevision int64  `json:"dirty_revision"`
@@ -1586,6 +1691,9 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// ApprovalID defines model for ApprovalID.
+type ApprovalID = string
+
 // BlockID defines model for BlockID.
 type BlockID = string
 
@@ -1633,6 +1741,29 @@ type Wait = string
 
 // Firewalls defines model for Firewalls.
 type Firewalls = FirewallList
+
+// ListApprovalsParams defines parameters for ListApprovals.
+type ListApprovalsParams struct {
+	Firewall *string `form:"firewall,omitempty" json:"firewall,omitempty"`
+
+	// Status open, the default: those that decide what may be done now; all
+	Status *ListApprovalsParamsStatus `form:"status,omitempty" json:"status,omitempty"`
+
+	// Limit Items a page, 1 to 1000; the default is 100
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor `next` of the page before
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListApprovalsParamsStatus defines parameters for ListApprovals.
+type ListApprovalsParamsStatus string
+
+// GetApprovalDiffParams defines parameters for GetApprovalDiff.
+type GetApprovalDiffParams struct {
+	// Limit The first so many lines; the default is all
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+}
 
 // DeleteBlocksParams defines parameters for DeleteBlocks.
 type DeleteBlocksParams struct {
@@ -1876,6 +2007,12 @@ type ListRunsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// ApproveJSONRequestBody defines body for Approve for application/json ContentType.
+type ApproveJSONRequestBody = DecisionRequest
+
+// DenyJSONRequestBody defines body for Deny for application/json ContentType.
+type DenyJSONRequestBody = DecisionRequest
+
 // CreateBlockJSONRequestBody defines body for CreateBlock for application/json ContentType.
 type CreateBlockJSONRequestBody = BlockRequest
 
@@ -1985,6 +2122,62 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 
 // The interface specification for the client above.
 type ClientInterface interface {
+
+	// ListApprovals Changes that need somebody's word, newest first
+	//
+	// Corresponds with GET /api/v1/approvals (the `ListApprovals` operationId).
+	ListApprovals(ctx context.Context, params *ListApprovalsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetApproval One approval, with the first lines of what would change
+	//
+	// Corresponds with GET /api/v1/approvals/{id} (the `GetApproval` operationId).
+	GetApproval(ctx context.Context, id ApprovalID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ApproveWithBody Let the next run make this change
+	//
+	// It is for the change that the approval shows: less of it is covered, and what goes beyond it by no more than may be changed without a word. A
+	// larger change is asked for anew. One that no run could use within a day is asked for anew, too.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/approvals/{id}/approve (the `Approve` operationId).
+	ApproveWithBody(ctx context.Context, id ApprovalID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Approve Let the next run make this change
+	//
+	// It is for the change that the approval shows: less of it is covered, and what goes beyond it by no more than may be changed without a word. A
+	// larger change is asked for anew. One that no run could use within a day is asked for anew, too.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/approvals/{id}/approve (the `Approve` operationId).
+	Approve(ctx context.Context, id ApprovalID, body ApproveJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DenyWithBody Leave the firewall as it is, until the change is another
+	//
+	// Nothing is applied to it meanwhile. It is not asked for again until the change is a larger one; it can still be approved.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/approvals/{id}/deny (the `Deny` operationId).
+	DenyWithBody(ctx context.Context, id ApprovalID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Deny Leave the firewall as it is, until the change is another
+	//
+	// Nothing is applied to it meanwhile. It is not asked for again until the change is a larger one; it can still be approved.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/approvals/{id}/deny (the `Deny` operationId).
+	Deny(ctx context.Context, id ApprovalID, body DenyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetApprovalDiff All that would change, an entry a line
+	//
+	// `- ENTRY` would be removed although no block of its has ended, `+ ENTRY` would be added; an entry is `source destination protocol port
+	// interface`, `-` for any. Empty when only the numbers are known.
+	//
+	// Corresponds with GET /api/v1/approvals/{id}/diff (the `GetApprovalDiff` operationId).
+	GetApprovalDiff(ctx context.Context, id ApprovalID, params *GetApprovalDiffParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteBlocks End the live blocks that match a filter
 	//
@@ -2151,7 +2344,9 @@ type ClientInterface interface {
 	// Corresponds with POST /api/v1/firewalls/{name}/adopt (the `AdoptFirewall` operationId).
 	AdoptFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ApproveFirewall Let the next run remove as many entries as it must
+	// ApproveFirewall Approve the change that waits on a firewall
+	//
+	// The short form of approving its open approval. 409 when none is open.
 	//
 	// Corresponds with POST /api/v1/firewalls/{name}/approve (the `ApproveFirewall` operationId).
 	ApproveFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2455,6 +2650,132 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+}
+
+// ListApprovals Changes that need somebody's word, newest first
+//
+// Corresponds with GET /api/v1/approvals (the `ListApprovals` operationId).
+func (c *Client) ListApprovals(ctx context.Context, params *ListApprovalsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListApprovalsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetApproval One approval, with the first lines of what would change
+//
+// Corresponds with GET /api/v1/approvals/{id} (the `GetApproval` operationId).
+func (c *Client) GetApproval(ctx context.Context, id ApprovalID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetApprovalRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ApproveWithBody Let the next run make this change
+//
+// It is for the change that the approval shows: less of it is covered, and what goes beyond it by no more than may be changed without a word. A
+// larger change is asked for anew. One that no run could use within a day is asked for anew, too.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/approvals/{id}/approve (the `Approve` operationId).
+func (c *Client) ApproveWithBody(ctx context.Context, id ApprovalID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewApproveRequestWithBody(c.Server, id, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Approve Let the next run make this change
+//
+// It is for the change that the approval shows: less of it is covered, and what goes beyond it by no more than may be changed without a word. A
+// larger change is asked for anew. One that no run could use within a day is asked for anew, too.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/approvals/{id}/approve (the `Approve` operationId).
+func (c *Client) Approve(ctx context.Context, id ApprovalID, body ApproveJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewApproveRequest(c.Server, id, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DenyWithBody Leave the firewall as it is, until the change is another
+//
+// Nothing is applied to it meanwhile. It is not asked for again until the change is a larger one; it can still be approved.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/approvals/{id}/deny (the `Deny` operationId).
+func (c *Client) DenyWithBody(ctx context.Context, id ApprovalID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDenyRequestWithBody(c.Server, id, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Deny Leave the firewall as it is, until the change is another
+//
+// Nothing is applied to it meanwhile. It is not asked for again until the change is a larger one; it can still be approved.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/approvals/{id}/deny (the `Deny` operationId).
+func (c *Client) Deny(ctx context.Context, id ApprovalID, body DenyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDenyRequest(c.Server, id, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetApprovalDiff All that would change, an entry a line
+//
+// `- ENTRY` would be removed although no block of its has ended, `+ ENTRY` would be added; an entry is `source destination protocol port
+// interface`, `-` for any. Empty when only the numbers are known.
+//
+// Corresponds with GET /api/v1/approvals/{id}/diff (the `GetApprovalDiff` operationId).
+func (c *Client) GetApprovalDiff(ctx context.Context, id ApprovalID, params *GetApprovalDiffParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetApprovalDiffRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
 }
 
 // DeleteBlocks End the live blocks that match a filter
@@ -2842,7 +3163,9 @@ func (c *Client) AdoptFirewall(ctx context.Context, name FirewallName, reqEditor
 	return c.Client.Do(req)
 }
 
-// ApproveFirewall Let the next run remove as many entries as it must
+// ApproveFirewall Approve the change that waits on a firewall
+//
+// The short form of approving its open approval. 409 when none is open.
 //
 // Corresponds with POST /api/v1/firewalls/{name}/approve (the `ApproveFirewall` operationId).
 func (c *Client) ApproveFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3575,6 +3898,285 @@ func (c *Client) GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn
 		return nil, err
 	}
 	return c.Client.Do(req)
+}
+
+// NewListApprovalsRequest constructs an http.Request for the ListApprovals method
+func NewListApprovalsRequest(server string, params *ListApprovalsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/approvals")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Firewall != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "firewall", *params.Firewall, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Status != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "status", *params.Status, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetApprovalRequest constructs an http.Request for the GetApproval method
+func NewGetApprovalRequest(server string, id ApprovalID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/approvals/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewApproveRequest calls the generic Approve builder with application/json body
+func NewApproveRequest(server string, id ApprovalID, body ApproveJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewApproveRequestWithBody(server, id, "application/json", bodyReader)
+}
+
+// NewApproveRequestWithBody constructs an http.Request for the Approve method, with any body, and a specified content type
+func NewApproveRequestWithBody(server string, id ApprovalID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/approvals/%s/approve", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDenyRequest calls the generic Deny builder with application/json body
+func NewDenyRequest(server string, id ApprovalID, body DenyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewDenyRequestWithBody(server, id, "application/json", bodyReader)
+}
+
+// NewDenyRequestWithBody constructs an http.Request for the Deny method, with any body, and a specified content type
+func NewDenyRequestWithBody(server string, id ApprovalID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/approvals/%s/deny", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetApprovalDiffRequest constructs an http.Request for the GetApprovalDiff method
+func NewGetApprovalDiffRequest(server string, id ApprovalID, params *GetApprovalDiffParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/approvals/%s/diff", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
 }
 
 // NewDeleteBlocksRequest constructs an http.Request for the DeleteBlocks method
@@ -6341,6 +6943,68 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
+	// ListApprovalsWithResponse Changes that need somebody's word, newest first
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/approvals (the `ListApprovals` operationId).
+	ListApprovalsWithResponse(ctx context.Context, params *ListApprovalsParams, reqEditors ...RequestEditorFn) (*ListApprovalsResult, error)
+
+	// GetApprovalWithResponse One approval, with the first lines of what would change
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/approvals/{id} (the `GetApproval` operationId).
+	GetApprovalWithResponse(ctx context.Context, id ApprovalID, reqEditors ...RequestEditorFn) (*GetApprovalResult, error)
+
+	// ApproveWithBodyWithResponse Let the next run make this change
+	//
+	// It is for the change that the approval shows: less of it is covered, and what goes beyond it by no more than may be changed without a word. A
+	// larger change is asked for anew. One that no run could use within a day is asked for anew, too.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/approvals/{id}/approve (the `Approve` operationId).
+	ApproveWithBodyWithResponse(ctx context.Context, id ApprovalID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ApproveResult, error)
+
+	// ApproveWithResponse Let the next run make this change
+	//
+	// It is for the change that the approval shows: less of it is covered, and what goes beyond it by no more than may be changed without a word. A
+	// larger change is asked for anew. One that no run could use within a day is asked for anew, too.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/approvals/{id}/approve (the `Approve` operationId).
+	ApproveWithResponse(ctx context.Context, id ApprovalID, body ApproveJSONRequestBody, reqEditors ...RequestEditorFn) (*ApproveResult, error)
+
+	// DenyWithBodyWithResponse Leave the firewall as it is, until the change is another
+	//
+	// Nothing is applied to it meanwhile. It is not asked for again until the change is a larger one; it can still be approved.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/approvals/{id}/deny (the `Deny` operationId).
+	DenyWithBodyWithResponse(ctx context.Context, id ApprovalID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DenyResult, error)
+
+	// DenyWithResponse Leave the firewall as it is, until the change is another
+	//
+	// Nothing is applied to it meanwhile. It is not asked for again until the change is a larger one; it can still be approved.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/approvals/{id}/deny (the `Deny` operationId).
+	DenyWithResponse(ctx context.Context, id ApprovalID, body DenyJSONRequestBody, reqEditors ...RequestEditorFn) (*DenyResult, error)
+
+	// GetApprovalDiffWithResponse All that would change, an entry a line
+	//
+	// `- ENTRY` would be removed although no block of its has ended, `+ ENTRY` would be added; an entry is `source destination protocol port
+	// interface`, `-` for any. Empty when only the numbers are known.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/approvals/{id}/diff (the `GetApprovalDiff` operationId).
+	GetApprovalDiffWithResponse(ctx context.Context, id ApprovalID, params *GetApprovalDiffParams, reqEditors ...RequestEditorFn) (*GetApprovalDiffResult, error)
+
 	// DeleteBlocksWithResponse End the live blocks that match a filter
 	//
 	// Every filter that is given must match; at least one must be. What matched when it was asked is ended, some hundred blocks in a
@@ -6538,7 +7202,9 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/v1/firewalls/{name}/adopt (the `AdoptFirewall` operationId).
 	AdoptFirewallWithResponse(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*AdoptFirewallResult, error)
 
-	// ApproveFirewallWithResponse Let the next run remove as many entries as it must
+	// ApproveFirewallWithResponse Approve the change that waits on a firewall
+	//
+	// The short form of approving its open approval. 409 when none is open.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6892,6 +7558,274 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadinessWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetReadinessResult, error)
+}
+
+// ListApprovalsResultDefaultHeaders the declared response headers of an HTTP default response for ListApprovals
+type ListApprovalsResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ListApprovalsResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ApprovalPage
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListApprovalsResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListApprovalsResult) GetJSON200() *ApprovalPage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListApprovalsResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListApprovalsResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListApprovalsResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListApprovalsResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListApprovalsResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetApprovalResultDefaultHeaders the declared response headers of an HTTP default response for GetApproval
+type GetApprovalResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type GetApprovalResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Approval
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetApprovalResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetApprovalResult) GetJSON200() *Approval {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetApprovalResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetApprovalResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetApprovalResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetApprovalResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetApprovalResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ApproveResultDefaultHeaders the declared response headers of an HTTP default response for Approve
+type ApproveResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ApproveResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Approval
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ApproveResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ApproveResult) GetJSON200() *Approval {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ApproveResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ApproveResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ApproveResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ApproveResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ApproveResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DenyResultDefaultHeaders the declared response headers of an HTTP default response for Deny
+type DenyResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type DenyResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Approval
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DenyResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DenyResult) GetJSON200() *Approval {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DenyResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DenyResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DenyResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DenyResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DenyResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetApprovalDiffResultDefaultHeaders the declared response headers of an HTTP default response for GetApprovalDiff
+type GetApprovalDiffResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type GetApprovalDiffResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetApprovalDiffResultDefaultHeaders
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetApprovalDiffResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetApprovalDiffResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetApprovalDiffResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetApprovalDiffResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetApprovalDiffResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
 }
 
 // DeleteBlocksResultDefaultHeaders the declared response headers of an HTTP default response for DeleteBlocks
@@ -9845,6 +10779,110 @@ func (r GetReadinessResult) ContentType() string {
 	return ""
 }
 
+// ListApprovalsWithResponse Changes that need somebody's word, newest first
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/approvals (the `ListApprovals` operationId).
+func (c *ClientWithResponses) ListApprovalsWithResponse(ctx context.Context, params *ListApprovalsParams, reqEditors ...RequestEditorFn) (*ListApprovalsResult, error) {
+	rsp, err := c.ListApprovals(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListApprovalsResult(rsp)
+}
+
+// GetApprovalWithResponse One approval, with the first lines of what would change
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/approvals/{id} (the `GetApproval` operationId).
+func (c *ClientWithResponses) GetApprovalWithResponse(ctx context.Context, id ApprovalID, reqEditors ...RequestEditorFn) (*GetApprovalResult, error) {
+	rsp, err := c.GetApproval(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetApprovalResult(rsp)
+}
+
+// ApproveWithBodyWithResponse Let the next run make this change
+//
+// It is for the change that the approval shows: less of it is covered, and what goes beyond it by no more than may be changed without a word. A
+// larger change is asked for anew. One that no run could use within a day is asked for anew, too.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/approvals/{id}/approve (the `Approve` operationId).
+func (c *ClientWithResponses) ApproveWithBodyWithResponse(ctx context.Context, id ApprovalID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ApproveResult, error) {
+	rsp, err := c.ApproveWithBody(ctx, id, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseApproveResult(rsp)
+}
+
+// ApproveWithResponse Let the next run make this change
+//
+// It is for the change that the approval shows: less of it is covered, and what goes beyond it by no more than may be changed without a word. A
+// larger change is asked for anew. One that no run could use within a day is asked for anew, too.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/approvals/{id}/approve (the `Approve` operationId).
+func (c *ClientWithResponses) ApproveWithResponse(ctx context.Context, id ApprovalID, body ApproveJSONRequestBody, reqEditors ...RequestEditorFn) (*ApproveResult, error) {
+	rsp, err := c.Approve(ctx, id, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseApproveResult(rsp)
+}
+
+// DenyWithBodyWithResponse Leave the firewall as it is, until the change is another
+//
+// Nothing is applied to it meanwhile. It is not asked for again until the change is a larger one; it can still be approved.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/approvals/{id}/deny (the `Deny` operationId).
+func (c *ClientWithResponses) DenyWithBodyWithResponse(ctx context.Context, id ApprovalID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DenyResult, error) {
+	rsp, err := c.DenyWithBody(ctx, id, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDenyResult(rsp)
+}
+
+// DenyWithResponse Leave the firewall as it is, until the change is another
+//
+// Nothing is applied to it meanwhile. It is not asked for again until the change is a larger one; it can still be approved.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/approvals/{id}/deny (the `Deny` operationId).
+func (c *ClientWithResponses) DenyWithResponse(ctx context.Context, id ApprovalID, body DenyJSONRequestBody, reqEditors ...RequestEditorFn) (*DenyResult, error) {
+	rsp, err := c.Deny(ctx, id, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDenyResult(rsp)
+}
+
+// GetApprovalDiffWithResponse All that would change, an entry a line
+//
+// `- ENTRY` would be removed although no block of its has ended, `+ ENTRY` would be added; an entry is `source destination protocol port
+// interface`, `-` for any. Empty when only the numbers are known.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/approvals/{id}/diff (the `GetApprovalDiff` operationId).
+func (c *ClientWithResponses) GetApprovalDiffWithResponse(ctx context.Context, id ApprovalID, params *GetApprovalDiffParams, reqEditors ...RequestEditorFn) (*GetApprovalDiffResult, error) {
+	rsp, err := c.GetApprovalDiff(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetApprovalDiffResult(rsp)
+}
+
 // DeleteBlocksWithResponse End the live blocks that match a filter
 //
 // Every filter that is given must match; at least one must be. What matched when it was asked is ended, some hundred blocks in a
@@ -10174,7 +11212,9 @@ func (c *ClientWithResponses) AdoptFirewallWithResponse(ctx context.Context, nam
 	return ParseAdoptFirewallResult(rsp)
 }
 
-// ApproveFirewallWithResponse Let the next run remove as many entries as it must
+// ApproveFirewallWithResponse Approve the change that waits on a firewall
+//
+// The short form of approving its open approval. 409 when none is open.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10785,6 +11825,229 @@ func (c *ClientWithResponses) GetReadinessWithResponse(ctx context.Context, reqE
 		return nil, err
 	}
 	return ParseGetReadinessResult(rsp)
+}
+
+// ParseListApprovalsResult parses an HTTP response from a ListApprovalsWithResponse call
+func ParseListApprovalsResult(rsp *http.Response) (*ListApprovalsResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListApprovalsResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ApprovalPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListApprovalsResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetApprovalResult parses an HTTP response from a GetApprovalWithResponse call
+func ParseGetApprovalResult(rsp *http.Response) (*GetApprovalResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetApprovalResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Approval
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers GetApprovalResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseApproveResult parses an HTTP response from a ApproveWithResponse call
+func ParseApproveResult(rsp *http.Response) (*ApproveResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ApproveResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Approval
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ApproveResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDenyResult parses an HTTP response from a DenyWithResponse call
+func ParseDenyResult(rsp *http.Response) (*DenyResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DenyResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Approval
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers DenyResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetApprovalDiffResult parses an HTTP response from a GetApprovalDiffWithResponse call
+func ParseGetApprovalDiffResult(rsp *http.Response) (*GetApprovalDiffResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetApprovalDiffResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers GetApprovalDiffResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
 }
 
 // ParseDeleteBlocksResult parses an HTTP response from a DeleteBlocksWithResponse call

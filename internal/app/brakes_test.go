@@ -1,6 +1,7 @@
 package app_test
 
 import (
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -179,4 +180,52 @@ func TestBrakes_panic(t *testing.T) {
 	if !strings.Contains(told[0], "PANIC by local") || !strings.Contains(told[0], "our own customers") || !strings.Contains(told[1], "is over") {
 		t.Errorf("the mails: %s", told)
 	}
+}
+
+// A group is taken from a firewall, so that many entries would go: nothing goes before the word, before and after a restart; the mail shows what.
+func TestBrakes_approval(t *testing.T) {
+	t.Parallel()
+	lab, mail := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"}), testenv.StartMail(t, testenv.MailOptions{})
+	s := newSite(t, "listen: \"\"\nmail: {server: \""+mail.Addr+"\", security: plain, from: parry@example.net, to: [noc@example.net]}\n", lab)
+	r := s.start()
+	c := s.client()
+	for i := range 30 {
+		block(t, c, api.BlockRequest{Source: fmt.Sprintf("203.0.113.%d", i+1), Firewalls: []string{"edge"}}, "")
+	}
+	eventually(t, "all are in force", func() bool { return len(sources(lab)) == 30 })
+	r.end()
+	text := s.read("parry.yaml")
+	s.write("parry.yaml", strings.Replace(text, "groups: [edge]", "groups: [other]", 1))
+	var id string
+	for range 2 {
+		r = s.start()
+		eventually(t, "it is asked", func() bool { return firewall(t, c, "fw-a").Approval != "" })
+		if was := id; was != "" && firewall(t, c, "fw-a").Approval != was {
+			t.Errorf("a restart asks anew: %s, was %s", firewall(t, c, "fw-a").Approval, was)
+		}
+		id = firewall(t, c, "fw-a").Approval
+		if got := len(sources(lab)); got != 30 {
+			t.Errorf("pf holds %d before the word", got)
+		}
+		r.end()
+	}
+	s.start()
+	a, err := c.GetApprovalWithResponse(t.Context(), id)
+	if err != nil || a.JSON200 == nil || a.JSON200.Removed != 30 || a.JSON200.First[0] != "- 203.0.113.1 - - - wan" {
+		t.Fatalf("it shows %v %s", err, a.Body)
+	}
+	letter := strings.ReplaceAll(string(mail.Wait(1, 30*time.Second)[0].Data), "=\r\n", "")
+	for _, want := range []string{"parry approvals approve " + id, "- 203.0.113.1 - - - wan", "Would change (30)"} {
+		if !strings.Contains(letter, want) {
+			t.Errorf("the mail lacks %q: %s", want, letter)
+		}
+	}
+	if d, err := c.ApproveWithResponse(t.Context(), id, api.DecisionRequest{Reason: "moved"}); err != nil || d.JSON200 == nil {
+		t.Fatalf("approve: %v %s", err, d.Body)
+	}
+	eventually(t, "they are gone", func() bool { return len(sources(lab)) == 0 })
+	eventually(t, "it is told", func() bool {
+		a, err := c.GetApprovalWithResponse(t.Context(), id)
+		return err == nil && a.JSON200.State == "applied" && firewall(t, c, "fw-a").State == "proved"
+	})
 }

@@ -217,7 +217,7 @@ func Level(name string) slog.Level {
 func unchangeable(c *config.Config) map[string]any {
 	return map[string]any{
 		"listen": &c.Listen, "tls": &c.TLS, "socket": &c.Socket, "state_dir": &c.StateDir, "database": &c.Database, "bundles": &c.Bundles,
-		"ansible": &c.Ansible, "limits.queue": &c.Limits.Queue, "reconcile": &c.Reconcile,
+		"ansible": &c.Ansible, "limits.queue": &c.Limits.Queue, "reconcile": &c.Reconcile, "approvals": &c.Approvals,
 		"blocks.expiry_slack": &c.Blocks.ExpirySlack, "mail": &c.Mail, "channels": &c.Channels, "syslog": &c.Syslog,
 		"log.format": &c.Log.Format, "trusted_proxies": &c.TrustedProxies,
 	}
@@ -351,7 +351,7 @@ func (a *App) prune(ctx context.Context) {
 	}
 	if p != (parry.Pruned{}) {
 		a.log.Info("pruned", "blocks", p.Blocks, "runs", p.Runs, "keys", p.Keys, "notifications", p.Notifications, "offenders", p.Offenders,
-			"list_entries", p.ListEntries)
+			"list_entries", p.ListEntries, "approvals", p.Approvals)
 	}
 	if err := a.runner.Prune(r.Runs.D(), r.RunCount*max(1, len(st.fleet.Firewalls))); err != nil {
 		a.log.Error("prune the run directories", "err", err)

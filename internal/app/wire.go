@@ -27,6 +27,9 @@ func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Re
 		Channels: subscriptions(cfg), StateDir: cfg.StateDir, Playbook: cfg.Ansible.PlaybookBin,
 		Slack: cfg.Blocks.ExpirySlack.D(), RunDeadline: cfg.Ansible.Deadline.D(), Drain: min(drain, cfg.Ansible.Deadline.D()),
 		VerifyEvery: r.VerifyEvery.D(), Backoff: reconcile.Backoff{Min: r.BackoffMin.D(), Max: r.BackoffMax.D(), SlowMin: r.AuthBackoff.D()},
+		Bounds: reconcile.Bounds{
+			Remove: cfg.Approvals.Remove, RemovePercent: cfg.Approvals.RemovePercent, Add: cfg.Approvals.Add, Expire: cfg.Approvals.Expire.D(),
+		},
 		Now: a.o.Now, Logger: a.log, Registerer: a.registry,
 	})
 }

@@ -86,7 +86,7 @@ func (s *shell) firewalls() *cobra.Command {
 			}
 			return r.Body, r.JSON202, nil
 		})
-	act("approve", "Let the next run remove many entries", "the next run may remove any number of entries from NAME",
+	act("approve", "Approve the change that waits on a firewall; parry approvals shows it", "the change that waits on NAME is made",
 		func(ctx context.Context, cl *api.ClientWithResponses, name string) ([]byte, *api.Firewall, error) {
 			r, err := ask(cl.ApproveFirewallWithResponse(ctx, name))
 			if err != nil {
@@ -124,6 +124,9 @@ func (p *printer) firewallTable(items []api.Firewall) {
 		var notes []string
 		if !f.Incident.Since.IsZero() {
 			notes = append(notes, failingText(p, &f.Incident)+inertPrefix(": ", f.Incident.Message))
+		}
+		if f.Approval != "" {
+			notes = append(notes, "a change waits for a word: parry approvals "+inert(f.Approval))
 		}
 		if !f.Hold.Since.IsZero() {
 			notes = append(notes, holdText(p, f.Hold))
@@ -178,7 +181,7 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 	for _, w := range []struct {
 		on   bool
 		text string
-	}{{!f.Listed, "not in the configuration"}, {f.Retiring, "being emptied"}, {f.Adopt, "to be taken over"}, {f.Approved, "may remove many entries"}} {
+	}{{!f.Listed, "not in the configuration"}, {f.Retiring, "being emptied"}, {f.Adopt, "to be taken over"}, {f.Approved, "may make the change that was asked for"}} {
 		if w.on {
 			words = append(words, w.text)
 		}
@@ -209,6 +212,7 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		text("  held"), cell{hold, yellow},
 		text("  failing"), cell{incident, red},
 		text("  message"), text(message),
+		text("  approval"), text(f.Approval),
 		text("  proof"), text(proof),
 		text("  sha256"), text(f.Proof.Sha256),
 		text("  lane"), text(f.Phase),

@@ -76,9 +76,9 @@ func (p *printer) paint(st style, text string) string {
 // stateStyle colours the states of blocks, firewalls and runs.
 func stateStyle[S ~string](s S) style {
 	switch s {
-	case "enforced", "proved", "succeeded", "ok":
+	case "enforced", "proved", "succeeded", "ok", "approved", "applied":
 		return green
-	case "pending", "lifting", "held", "retiring", "running", "warn":
+	case "pending", "lifting", "held", "waiting", "denied", "retiring", "running", "warn":
 		return yellow
 	case "degraded", "rejected", "failing", "failed", "unknown", "unlisted", "fail", "panic":
 		return red

@@ -23,6 +23,7 @@ type Config struct {
 	Exemptions       []Exemption `yaml:"exemptions"`
 	Limits           Limits      `yaml:"limits"`
 	Reconcile        Reconcile   `yaml:"reconcile"`
+	Approvals        Approvals   `yaml:"approvals"`
 	Retention        Retention   `yaml:"retention"`
 	Feeds            Feeds       `yaml:"feeds"`
 	Lists            []List      `yaml:"lists"`
@@ -107,6 +108,14 @@ type Reconcile struct {
 	AuthBackoff Duration `yaml:"auth_backoff"`
 }
 
+// Approvals is how much a run may change without somebody's word.
+type Approvals struct {
+	Remove        int      `yaml:"remove"`         // entries for no known reason
+	RemovePercent int      `yaml:"remove_percent"` // of those that stand, where that is more
+	Add           int      `yaml:"add"`            // entries in one run; 0: any number
+	Expire        Duration `yaml:"expire"`         // nobody decides: asked anew
+}
+
 // Feeds is what is published for those who fetch lists.
 type Feeds struct {
 	MaxAge     Duration `yaml:"max_age"`
@@ -185,8 +194,9 @@ func Default() *Config {
 			BackoffMax:  Duration(5 * time.Minute),
 			AuthBackoff: Duration(10 * time.Minute),
 		},
-		Syslog: Syslog{Network: "udp", Facility: "local4", AppName: "parry", Format: "rfc5424"},
-		Feeds:  Feeds{MaxAge: Duration(5 * time.Second), StaleAfter: Duration(24 * time.Hour)},
+		Approvals: Approvals{Remove: 20, RemovePercent: 30, Expire: Duration(7 * 24 * time.Hour)},
+		Syslog:    Syslog{Network: "udp", Facility: "local4", AppName: "parry", Format: "rfc5424"},
+		Feeds:     Feeds{MaxAge: Duration(5 * time.Second), StaleAfter: Duration(24 * time.Hour)},
 		Retention: Retention{
 			EndedBlocks: Duration(90 * 24 * time.Hour),
 			Runs:        Duration(30 * 24 * time.Hour),

@@ -107,6 +107,12 @@ func (c *Config) Validate() []Problem {
 	v.require(r.BackoffMin <= r.BackoffMax, "reconcile.backoff_min", "%s is longer than backoff_max (%s)", r.BackoffMin, r.BackoffMax)
 	v.within("reconcile.auth_backoff", r.AuthBackoff, time.Second, 24*time.Hour)
 
+	a := c.Approvals
+	v.count("approvals.remove", int64(a.Remove), 1, 10_000_000)
+	v.count("approvals.remove_percent", int64(a.RemovePercent), 1, 100)
+	v.count("approvals.add", int64(a.Add), 0, 10_000_000)
+	v.within("approvals.expire", a.Expire, time.Hour, year)
+
 	v.within("feeds.max_age", c.Feeds.MaxAge, time.Second, time.Hour)
 	v.within("feeds.stale_after", c.Feeds.StaleAfter, time.Minute, year)
 

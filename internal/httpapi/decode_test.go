@@ -174,6 +174,7 @@ func TestDecoders_knowTheDocumentsFields(t *testing.T) {
 	for name, pair := range map[string][2][]string{
 		"BlockRequest":     {names(blockRequestFields), jsonNames[api.BlockRequest]()},
 		"BlockUpdate":      {names(blockUpdateFields), jsonNames[api.BlockUpdate]()},
+		"DecisionRequest":  {names(decisionFields), jsonNames[api.DecisionRequest]()},
 		"PanicRequest":     {names(panicFields), jsonNames[api.PanicRequest]()},
 		"HoldRequest":      {names(holdFields), jsonNames[api.HoldRequest]()},
 		"ExemptionRequest": {names(exemptionFields), jsonNames[api.ExemptionRequest]()},

@@ -16,7 +16,7 @@ import (
 
 func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
 	out := api.Firewall{
-		Name: st.Name, State: condition(st), Listed: st.Listed, Groups: []string{}, Retiring: st.Retiring, Adopt: st.Adopt, Approved: st.Approved,
+		Name: st.Name, State: condition(st), Listed: st.Listed, Groups: []string{}, Retiring: st.Retiring, Adopt: st.Adopt, Approval: string(st.Approval.ID), Approved: st.Approval.State == parry.ApprovalApproved,
 		AppliedRevision: int64(st.AppliedRev), DirtyRevision: int64(st.DirtyRev), Epoch: st.Epoch, ProvedAt: utc(st.ProvedAt), LastRun: string(st.LastRun),
 	}
 	if fw, ok := s.o.Fleet().Firewall(st.Name); ok {
@@ -235,7 +235,16 @@ func (s *Server) AdoptFirewall(c *gin.Context, name api.FirewallName) {
 	s.order(c, name, s.o.Store.SetAdopt)
 }
 func (s *Server) ApproveFirewall(c *gin.Context, name api.FirewallName) {
-	s.order(c, name, s.o.Store.SetApproved)
+	s.order(c, name, func(ctx context.Context, name string) error {
+		st, err := s.o.Store.FirewallState(ctx, name)
+		if err == nil && st.Approval.ID == "" {
+			err = parry.Errorf(parry.KindConflict, "no change of %s waits for approval", name)
+		}
+		if err == nil {
+			_, err = s.decide(c, st.Approval.ID, true, "")
+		}
+		return err
+	})
 }
 func (s *Server) VerifyFirewall(c *gin.Context, name api.FirewallName) {
 	s.order(c, name, s.o.Store.SetVerify)
@@ -260,6 +269,8 @@ func (s *Server) firewallsCheck(ctx context.Context) []string {
 			out = append(out, st.Name+" is "+st.Hold.String()+"; being emptied")
 		case st.Brake().Kind == parry.HoldFlush:
 			out = append(out, st.Name+" was "+st.Brake().String()+" and stays empty; when it may be filled again: parry firewalls adopt "+st.Name)
+		case st.Incident.Failure == parry.FailApproval && st.Approval.ID != "":
+			out = append(out, st.Name+" waits for approval: parry approvals "+string(st.Approval.ID))
 		case st.Incident.Open() && st.Hold.Held():
 			out = append(out, st.Name+" is failing: "+string(st.Incident.Failure)+", and "+st.Hold.String())
 		case st.Incident.Open():

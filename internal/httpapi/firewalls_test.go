@@ -81,7 +81,11 @@ func TestFirewalls_words(t *testing.T) {
 	if got := order("adopt"); !got.Adopt || got.Phase != "idle" {
 		t.Errorf("got %+v", got)
 	}
-	if got := order("approve"); !got.Approved {
+	if r := b.do(parry.RoleApprover, "POST", "/api/v1/firewalls/edge-a/approve", ""); r.StatusCode != http.StatusConflict {
+		t.Errorf("nothing waits: %d %s", r.StatusCode, r.body)
+	}
+	b.asks("edge-a", "- 203.0.113.1 - - - wan")
+	if got := order("approve"); !got.Approved || got.Approval == "" {
 		t.Errorf("got %+v", got)
 	}
 	before := order("verify")

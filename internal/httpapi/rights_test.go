@@ -37,6 +37,11 @@ var routes = map[string][]parry.Role{
 	"PUT /api/v1/firewalls/:name/hold":     atLeast(parry.RoleOperator),
 	"DELETE /api/v1/firewalls/:name/hold":  atLeast(parry.RoleOperator),
 	"PUT /api/v1/hold":                     atLeast(parry.RoleOperator),
+	"GET /api/v1/approvals":                atLeast(parry.RoleReader),
+	"GET /api/v1/approvals/:id":            atLeast(parry.RoleReader),
+	"GET /api/v1/approvals/:id/diff":       atLeast(parry.RoleReader),
+	"POST /api/v1/approvals/:id/approve":   atLeast(parry.RoleApprover),
+	"POST /api/v1/approvals/:id/deny":      atLeast(parry.RoleApprover),
 	"PUT /api/v1/panic":                    atLeast(parry.RoleOperator),
 	"DELETE /api/v1/panic":                 atLeast(parry.RoleOperator),
 	"DELETE /api/v1/hold":                  atLeast(parry.RoleOperator),
@@ -179,7 +184,7 @@ func TestTokenLimits_bindWhatItMayChange(t *testing.T) {
 	}{
 		{"DELETE", "/api/v1/blocks/" + core, "", 403}, {"PATCH", "/api/v1/blocks/" + core, `{"ttl":"1h"}`, 403},
 		{"PUT", "/api/v1/firewalls/core/hold", "", 403}, {"PUT", "/api/v1/hold", "", 403}, {"PUT", "/api/v1/panic", "", 403}, {"POST", "/api/v1/firewalls/core/adopt", "", 403},
-		{"PUT", "/api/v1/firewalls/edge-a/hold", "", 200}, {"POST", "/api/v1/firewalls/edge-b/approve", "", 202},
+		{"PUT", "/api/v1/firewalls/edge-a/hold", "", 200}, {"POST", "/api/v1/firewalls/edge-b/verify", "", 202},
 	} {
 		if r := b.do("narrow", c.method, c.path, c.body); r.StatusCode != c.want {
 			t.Errorf("%s %s: %d, want %d: %s", c.method, c.path, r.StatusCode, c.want, r.body)

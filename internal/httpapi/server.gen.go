@@ -14,6 +14,21 @@ import (
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
+	// ListApprovals Changes that need somebody's word, newest first
+	// (GET /api/v1/approvals)
+	ListApprovals(c *gin.Context, params ListApprovalsParams)
+	// GetApproval One approval, with the first lines of what would change
+	// (GET /api/v1/approvals/{id})
+	GetApproval(c *gin.Context, id ApprovalID)
+	// Approve Let the next run make this change
+	// (POST /api/v1/approvals/{id}/approve)
+	Approve(c *gin.Context, id ApprovalID)
+	// Deny Leave the firewall as it is, until the change is another
+	// (POST /api/v1/approvals/{id}/deny)
+	Deny(c *gin.Context, id ApprovalID)
+	// GetApprovalDiff All that would change, an entry a line
+	// (GET /api/v1/approvals/{id}/diff)
+	GetApprovalDiff(c *gin.Context, id ApprovalID, params GetApprovalDiffParams)
 	// DeleteBlocks End the live blocks that match a filter
 	// (DELETE /api/v1/blocks)
 	DeleteBlocks(c *gin.Context, params DeleteBlocksParams)
@@ -71,7 +86,7 @@ type ServerInterface interface {
 	// AdoptFirewall Let the next run take the firewall over from another controller, from a newer database of this one, or after a flush
 	// (POST /api/v1/firewalls/{name}/adopt)
 	AdoptFirewall(c *gin.Context, name FirewallName)
-	// ApproveFirewall Let the next run remove as many entries as it must
+	// ApproveFirewall Approve the change that waits on a firewall
 	// (POST /api/v1/firewalls/{name}/approve)
 	ApproveFirewall(c *gin.Context, name FirewallName)
 	// ReleaseFirewall Apply to a firewall again
@@ -183,6 +198,168 @@ type ServerInterfaceWrapper struct {
 }
 
 type MiddlewareFunc func(c *gin.Context)
+
+// ListApprovals operation middleware
+func (siw *ServerInterfaceWrapper) ListApprovals(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListApprovalsParams
+
+	// ------------- Optional query parameter "firewall" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "firewall", c.Request.URL.Query(), &params.Firewall, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter firewall: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", c.Request.URL.Query(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter status: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", c.Request.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter limit: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", c.Request.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter cursor: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListApprovals(c, params)
+}
+
+// GetApproval operation middleware
+func (siw *ServerInterfaceWrapper) GetApproval(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ApprovalID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", c.Param("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetApproval(c, id)
+}
+
+// Approve operation middleware
+func (siw *ServerInterfaceWrapper) Approve(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ApprovalID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", c.Param("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.Approve(c, id)
+}
+
+// Deny operation middleware
+func (siw *ServerInterfaceWrapper) Deny(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ApprovalID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", c.Param("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.Deny(c, id)
+}
+
+// GetApprovalDiff operation middleware
+func (siw *ServerInterfaceWrapper) GetApprovalDiff(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ApprovalID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", c.Param("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetApprovalDiffParams
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", c.Request.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter limit: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetApprovalDiff(c, id, params)
+}
 
 // DeleteBlocks operation middleware
 func (siw *ServerInterfaceWrapper) DeleteBlocks(c *gin.Context) {
@@ -1794,6 +1971,11 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 		ErrorHandler:       errorHandler,
 	}
 
+	router.GET(options.BaseURL+"/api/v1/approvals", wrapper.ListApprovals)
+	router.GET(options.BaseURL+"/api/v1/approvals/:id", wrapper.GetApproval)
+	router.POST(options.BaseURL+"/api/v1/approvals/:id/approve", wrapper.Approve)
+	router.POST(options.BaseURL+"/api/v1/approvals/:id/deny", wrapper.Deny)
+	router.GET(options.BaseURL+"/api/v1/approvals/:id/diff", wrapper.GetApprovalDiff)
 	router.DELETE(options.BaseURL+"/api/v1/blocks", wrapper.DeleteBlocks)
 	router.GET(options.BaseURL+"/api/v1/blocks", wrapper.ListBlocks)
 	router.POST(options.BaseURL+"/api/v1/blocks", wrapper.CreateBlock)

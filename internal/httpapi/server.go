@@ -46,7 +46,10 @@ type Store interface {
 	SetVerify(ctx context.Context, name string) error
 	SetRetiring(ctx context.Context, name string) error
 	SetAdopt(ctx context.Context, name string) error
-	SetApproved(ctx context.Context, name string) error
+	Approvals(ctx context.Context, f parry.ApprovalFilter) (parry.Page[parry.Approval], error)
+	Approval(ctx context.Context, id parry.ApprovalID) (parry.Approval, error)
+	ApprovalDiff(ctx context.Context, id parry.ApprovalID) (parry.Diff, error)
+	Decide(ctx context.Context, id parry.ApprovalID, d parry.Decision) (parry.Approval, error)
 	Runs(ctx context.Context, f parry.RunFilter) (parry.Page[parry.Run], error)
 	Run(ctx context.Context, id parry.RunID) (parry.Run, error)
 	AddExemption(ctx context.Context, x parry.Exemption) (ended []parry.BlockID, err error)

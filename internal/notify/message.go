@@ -226,6 +226,7 @@ func Fields(d *parry.Delivery) (out []Field) {
 			when("next_try", "Next try", r.NextTry)
 			add("hint", "What to do", r.Hint)
 		}
+		add("approval", "Approval", string(r.Approval))
 		add("enforced", "In force", strconv.Itoa(r.Enforced))
 		add("waiting", "Not in force", strconv.Itoa(r.WaitingN))
 		if r.RejectsN > 0 {
@@ -256,6 +257,7 @@ func Text(d *parry.Delivery) string {
 			fmt.Fprintf(&b, "- and %d more\n", more)
 		}
 	}
+	list("Would change", d.Report.Change, d.Report.ChangeN)
 	list("Not in force", d.Report.Waiting, d.Report.WaitingN)
 	list("Rejected", d.Report.Rejects, d.Report.RejectsN)
 	if d.Summary != nil {

@@ -44,8 +44,8 @@ var hints = map[Failure]struct {
 	FailCapacity: {PaceUsual, "The firewall has no room for so many entries. Raise its table limit (pfSense: System > Advanced > Firewall, Maximum Table Entries), " +
 		"or shorten blocks."},
 	FailBundle: {PaceUsual, "The playbook bundle cannot be used. The message says why: correct the bundle or the firewall's settings, then reload parry."},
-	FailApproval: {PaceSlow, "The run would remove many entries for no reason that parry knows (a lost database, a changed configuration). Nothing was removed. " +
-		"If that is meant: `parry firewalls approve`."},
+	FailApproval: {PaceSlow, "The run would change more than may be changed without somebody's word (a lost database, a changed configuration). Nothing was changed, and nothing is " +
+		"applied until that is decided."},
 	FailOrphan:   {PaceUsual, "A run of a parry that was killed is still on. parry waits for it to end; if it never does, end that ansible-playbook by hand."},
 	FailInternal: {PaceUsual, "parry itself could not do this run: read the message and parry's log (a full disk, a lost database)."},
 }

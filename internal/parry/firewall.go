@@ -192,8 +192,8 @@ type FirewallState struct {
 	VerifyRev  Revision // the operator's word, given then, that it be read back; 0: none that waits
 	FactsRev   Revision // when what it says of itself last changed; 0: it has said nothing
 	Epoch      int64
-	Adopt      bool     // the operator's word that the next run may take the firewall over
-	Approved   bool     // the operator's word that the next run may remove many entries
+	Adopt      bool // the operator's word that the next run may take the firewall over
+	Approval   OpenApproval
 	Hold       Hold     // a panic; else its own or the one for all, whichever lasts longer
 	PanicRev   Revision // when the panic began that Hold tells of; 0: none
 	EmptiedRev Revision // when a panic's run last proved that nothing is loaded

@@ -16,6 +16,7 @@ type (
 	ExemptionID    string // x-…, or cfg:… and found:… for those that no store holds
 	TokenID        string // t-…
 	NotificationID string // n-…
+	ApprovalID     string // a-…
 )
 
 var crockford = base32.NewEncoding("0123456789ABCDEFGHJKMNPQRSTVWXYZ").WithPadding(base32.NoPadding)
@@ -33,3 +34,4 @@ func NewRunID(now time.Time) RunID                   { return RunID(newID("r-", 
 func NewExemptionID(now time.Time) ExemptionID       { return ExemptionID(newID("x-", now)) }
 func NewTokenID(now time.Time) TokenID               { return TokenID(newID("t-", now)) }
 func NewNotificationID(now time.Time) NotificationID { return NotificationID(newID("n-", now)) }
+func NewApprovalID(now time.Time) ApprovalID         { return ApprovalID(newID("a-", now)) }

@@ -97,7 +97,11 @@ type FinishRun struct {
 	SetRejects    bool           // Rejects replace the firewall's; else they stay
 	Dirty         bool           // a drift was seen: the firewall's dirty revision is raised
 	Incident      Incident       // the firewall's from now on; zero closes it
-	ClearWords    bool           // Adopt and Approved were used
+	ClearWords    bool           // Adopt was used
+	Approval      *Approval      // asked for by this run, with its diff; it takes the place of the firewall's open one
+	ApprovalDiff  Diff           // of Approval
+	ApprovalUsed  ApprovalID     // the approved change was made
+	ApprovalGone  bool           // there is no change any more that needs one
 	VerifyUsed    Revision       // the word to read back that this run followed; a newer one stays
 	Facts         *FirewallFacts // what the firewall says of itself from now on; nil: as before
 	Tried         *Tried         // what the run has shown of a new version of its bundle; nil: nothing
@@ -130,6 +134,10 @@ type Report struct {
 	Revision   Revision  `json:"revision"`
 	Controller string    `json:"controller,omitempty"`
 	By         string    `json:"by,omitempty"` // whose word it was; of a panic
+
+	Approval ApprovalID `json:"approval,omitempty"` // that is asked for
+	Change   []string   `json:"change,omitempty"`   // the first lines of what would change
+	ChangeN  int        `json:"change_n,omitempty"` // how many lines in all
 }
 
 // Changes is what happened to the desired state after a revision.
@@ -159,7 +167,7 @@ type Retention struct {
 
 // Pruned counts what Prune took out.
 type Pruned struct {
-	Blocks, Runs, Keys, Notifications, ListEntries, Offenders, AuditRows int64
+	Blocks, Runs, Keys, Notifications, ListEntries, Offenders, AuditRows, Approvals int64
 }
 
 // Counts is a cheap picture for metrics and readiness.

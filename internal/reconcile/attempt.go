@@ -83,14 +83,19 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 			}
 			return time.Time{}, true
 		}
-		if !st.Approved && !st.Adopt {
-			why, err := l.unexplained(ctx, st, t.sent, rr, sc)
-			if err != nil {
+		if !st.Adopt {
+			c, err := l.change(ctx, st, t.sent, rr, sc)
+			var v approval
+			if err == nil {
+				v, err = l.mayMake(ctx, st, c)
+			}
+			switch {
+			case err != nil:
 				return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+			case v.why != "":
+				return l.failAsking(ctx, st, kind, parry.FailApproval, v.why, &v)
 			}
-			if why != "" {
-				return l.failEarly(ctx, st, kind, parry.FailApproval, why)
-			}
+			t.approved = v.used
 		}
 		t.run.Revision = t.sent.revision
 	case parry.RunRetire:
@@ -184,6 +189,10 @@ type try struct {
 	trial  *parry.Tried // the bundle is new, and the firewall a canary
 	asked  bool         // an operator's check
 
+	asks     *parry.Approval // that this run asks for, with its diff
+	diff     parry.Diff
+	approved parry.ApprovalID // that lets it make its change
+
 	rejects map[parry.BlockID]string // what the firewall refuses, once the run counts; nil before: as it was
 }
 
@@ -272,10 +281,15 @@ func (t *try) drained(ctx context.Context) (context.Context, func()) {
 
 // failEarly records a failure for which nothing was executed.
 func (l *lane) failEarly(ctx context.Context, st *parry.FirewallState, kind parry.RunKind, f parry.Failure, message string) (time.Time, bool) {
+	return l.failAsking(ctx, st, kind, f, message, nil)
+}
+
+// failAsking is failEarly with an approval that may be asked for.
+func (l *lane) failAsking(ctx context.Context, st *parry.FirewallState, kind parry.RunKind, f parry.Failure, message string, v *approval) (time.Time, bool) {
 	if ctx.Err() != nil {
 		return time.Time{}, false
 	}
-	if f == parry.FailApproval && st.Incident.Failure == f {
+	if f == parry.FailApproval && st.Incident.Failure == f && v.ask == nil {
 		return time.Time{}, true // told and recorded; waits for the word or a change
 	}
 	fleet := l.r.o.Fleet()
@@ -292,77 +306,14 @@ func (l *lane) failEarly(ctx context.Context, st *parry.FirewallState, kind parr
 		},
 		out: &ansible.Outcome{State: parry.RunFailed, Failure: f, Message: message},
 	}
+	if v != nil {
+		t.asks = v.ask
+		t.diff = v.diff
+	}
 	if err := l.r.o.Store.BeginRun(ctx, t.run); err != nil {
 		return t.notBegun(ctx, err)
 	}
 	return t.finish(ctx)
-}
-
-// unexplained says which removals wait for approval: more than 20 and more than 30 % of what was sent last, less those whose block has
-// ended and those that a wider entry still drops. Empty: go on.
-func (l *lane) unexplained(ctx context.Context, st *parry.FirewallState, r *rendering, rr *renderer, sc *scope) (string, error) {
-	if st.ProvedAt.IsZero() {
-		return "", nil
-	}
-	old, of := l.lastSent(ctx), 0
-	var gone []string
-	n := 0
-	if old != nil {
-		of, gone = bytes.Count(old, []byte{'\n'}), r.missing(old)
-		n = len(gone)
-	} else { // only the count is known
-		of, n = st.Proof.Count, max(0, st.Proof.Count-len(r.lines))
-	}
-	limit := max(20, of*30/100)
-	if n <= limit {
-		return "", nil
-	}
-	ch, err := l.r.o.Store.Changes(ctx, st.AppliedRev)
-	if err != nil {
-		return "", err
-	}
-	var endedBlocks []standing
-	for i := range ch.Blocks {
-		if b := &ch.Blocks[i]; !b.Live() && sc.has(b.Selector) {
-			endedBlocks = append(endedBlocks, stand(b))
-		}
-	}
-	if old == nil {
-		n -= len(endedBlocks)
-	} else {
-		ended := map[string]bool{}
-		explain := func(rr renderer, blocks []standing) {
-			for i := range blocks {
-				all, _ := rr.resolve(nil, blocks[i].Match)
-				for _, m := range all {
-					ended[string(parry.Entry{Match: m}.AppendKey(nil))] = true
-				}
-			}
-		}
-		explain(*rr, endedBlocks)
-		if was := *rr; l.mem.sentNAT != nil { // what stands may have moved with the forwards
-			was.nat = l.mem.sentNAT
-			blocks, _ := l.r.view.in(sc)
-			explain(was, append(blocks, endedBlocks...))
-		}
-		entries := make([]parry.Entry, 0, len(r.lines))
-		for i := range r.lines {
-			if m, ok := parseKey(r.lines[i].key); ok {
-				entries = append(entries, parry.Entry{Match: m})
-			}
-		}
-		still := newCoverage(entries, nil)
-		n = 0
-		for _, k := range gone {
-			if m, ok := parseKey(k); ok && !ended[k] && !still.covers(m) {
-				n++
-			}
-		}
-	}
-	if n <= limit {
-		return "", nil
-	}
-	return fmt.Sprintf("%d of %d entries would be removed although no block of theirs has ended", n, of), nil
 }
 
 // lastSent is the keys that the last successful apply sent: from memory, else from its run directory; nil when neither has them.

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -233,5 +234,170 @@ func TestBrakes_panicWaitsForNoOtherRun(t *testing.T) {
 		if took := time.Since(began); took > 3*time.Second {
 			t.Errorf("emptied after %v behind the runs of others", took)
 		}
+	})
+}
+
+// decide says a word on the firewall's open approval.
+func (w *world) decide(name string, approve bool) {
+	w.t.Helper()
+	d := parry.Decision{Approve: approve, By: "anna", Reason: "looked at it"}
+	if approve {
+		d.Until = time.Now().Add(24 * time.Hour)
+	}
+	_, err := w.store.Decide(w.ctx, w.state(name).Approval.ID, d)
+	w.must(err)
+}
+
+// groups makes fw-a a member of these groups alone, by a reload.
+func (w *world) groups(names ...string) {
+	w.t.Helper()
+	w.mu.Lock()
+	fleet := *w.fleet
+	fleet.Firewalls = slices.Clone(fleet.Firewalls)
+	fleet.Firewalls[0].Groups, fleet.Firewalls[0].Digest = names, "of "+strings.Join(names, ",")
+	w.fleet = &fleet
+	w.mu.Unlock()
+	w.must(w.store.SyncFirewalls(w.ctx, fleet.Firewalls))
+	w.r.Reload()
+}
+
+// fill blocks so many sources of a group's firewalls, and gives the first and the last.
+func (w *world) fill(group string, net, n int) (first, last parry.BlockID) {
+	w.t.Helper()
+	for i := range n {
+		last = w.put(fmt.Sprintf("10.%d.%d.%d", net, i>>8, i&255), on(group))
+		if first == "" {
+			first = last
+		}
+	}
+	return first, last
+}
+
+func (w *world) approvals() []parry.Approval {
+	w.t.Helper()
+	p, err := w.store.Approvals(w.ctx, parry.ApprovalFilter{})
+	w.must(err)
+	return p.Items
+}
+
+// The approval shows what would change, and is for that: what comes and goes by itself meanwhile makes no odds, a larger change is asked for anew.
+func TestBrakes_anApprovalIsForTheChangeThatItShows(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		w.groups("one", "two", "three")
+		w.fill("one", 1, 40)
+		w.fill("two", 2, 40)
+		_, last := w.fill("three", 3, 40)
+		w.becomes(last, "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		fw := w.firewall("fw-a")
+		w.groups("two", "three") // 40 of 120 go
+		w.within(time.Minute, "it is asked", func() bool { return w.state("fw-a").Approval.State == parry.ApprovalWaiting })
+		a := w.approvals()[0]
+		if a.Removed != 40 || a.Of != 120 || a.Added != 0 || !a.Known || len(a.First) != 40 || a.First[0] != "- 10.1.0.0 - - - wan" {
+			t.Errorf("it shows %+v", a)
+		}
+		mail := w.mails()[0].Report
+		if mail.Approval != a.ID || mail.ChangeN != 40 || len(mail.Change) != 20 || !strings.Contains(mail.Hint, "parry approvals approve "+string(a.ID)) {
+			t.Errorf("the mail: %+v", mail)
+		}
+		short := w.put("198.51.100.1", on("fw-a"), ttl(time.Minute)) // what comes and goes by itself
+		time.Sleep(10 * time.Minute)
+		w.put("198.51.100.2", on("fw-a"))
+		time.Sleep(10 * time.Minute)
+		if got := w.state("fw-a").Approval.ID; got != a.ID || len(fw.holds()) != 120 || len(w.approvals()) != 1 {
+			t.Errorf("additions and expiries made it %s, was %s; the firewall holds %d", got, a.ID, len(fw.holds()))
+		}
+		w.groups("three") // another 40
+		w.within(time.Minute, "it is asked anew", func() bool { return w.state("fw-a").Approval.ID != a.ID })
+		if got := w.approvals(); got[0].Removed != 80 || got[1].State != parry.ApprovalSuperseded {
+			t.Errorf("then %+v", got)
+		}
+		if _, err := w.store.Decide(w.ctx, a.ID, parry.Decision{Approve: true, By: "anna", Until: time.Now().Add(time.Hour)}); parry.KindOf(err) != parry.KindConflict {
+			t.Errorf("the first is still to be had: %v", err)
+		}
+		w.restart(func(o *Options) { o.Registerer = nil })
+		time.Sleep(time.Hour)
+		if len(w.approvals()) != 2 || len(fw.holds()) != 120 {
+			t.Errorf("after a restart there are %d approvals, and the firewall holds %d", len(w.approvals()), len(fw.holds()))
+		}
+		w.decide("fw-a", true)
+		w.within(time.Minute, "it is made", func() bool { return len(fw.holds()) == 41 })
+		w.idle("fw-a")
+		w.becomes(short, "fw-a", parry.StateLifted)
+		if got := w.approvals()[0]; got.State != parry.ApprovalApplied || got.DecidedBy != "anna" || w.state("fw-a").Incident.Open() {
+			t.Errorf("then %+v", got)
+		}
+		if got := kinds(w.mails()); !slices.Equal(got, []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered}) {
+			t.Errorf("the second asking and the end are told by %v", got)
+		}
+	})
+}
+
+func TestBrakes_aDeniedChangeIsNotAskedForAgainUntilItIsAnother(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		w.groups("one", "two", "three")
+		w.fill("one", 1, 40)
+		w.fill("two", 2, 40)
+		_, last := w.fill("three", 3, 40)
+		w.becomes(last, "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		fw := w.firewall("fw-a")
+		w.groups("two", "three")
+		w.within(time.Minute, "it is asked", func() bool { return w.state("fw-a").Approval.State == parry.ApprovalWaiting })
+		w.decide("fw-a", false)
+		w.restart(func(o *Options) { o.Registerer = nil })
+		w.put("198.51.100.2", on("fw-a"))
+		time.Sleep(24 * time.Hour)
+		if got := w.state("fw-a").Approval.State; got != parry.ApprovalDenied || len(w.approvals()) != 1 || len(fw.holds()) != 120 {
+			t.Errorf("a day later it is %s, one of %d, and the firewall holds %d", got, len(w.approvals()), len(fw.holds()))
+		}
+		w.groups("three")
+		w.within(time.Minute, "a larger one is asked for", func() bool { return w.state("fw-a").Approval.State == parry.ApprovalWaiting })
+		w.groups("one", "two", "three") // and now it is gone
+		w.within(time.Minute, "all is well", func() bool { return !w.state("fw-a").Incident.Open() })
+		if got := w.approvals(); got[0].State != parry.ApprovalGone || got[1].State != parry.ApprovalSuperseded {
+			t.Errorf("then %+v", got)
+		}
+	})
+}
+
+func TestBrakes_anApprovalThatIsTooOldIsAskedForAnew(t *testing.T) {
+	simulate(t, []string{"fw-a"}, func(o *Options) { o.Bounds.Expire = time.Hour }, func(w *world) {
+		w.groups("one")
+		_, last := w.fill("one", 1, 40)
+		w.becomes(last, "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		w.groups()
+		w.within(time.Minute, "it is asked", func() bool { return w.state("fw-a").Approval.State == parry.ApprovalWaiting })
+		first := w.state("fw-a").Approval.ID
+		time.Sleep(time.Hour + time.Minute)
+		if got := w.approvals(); len(got) != 2 || got[1].ID != first || got[1].State != parry.ApprovalExpired {
+			t.Fatalf("an hour later: %+v", got)
+		}
+		// Approved, and then the firewall does not answer for longer than that counts.
+		fw := w.firewall("fw-a")
+		fw.set(func(f *firewall) { f.fail = parry.FailUnreachable })
+		w.decide("fw-a", true)
+		time.Sleep(25 * time.Hour)
+		fw.set(func(f *firewall) { f.fail = "" })
+		w.within(time.Hour, "it is asked for anew", func() bool { return w.state("fw-a").Approval.State == parry.ApprovalWaiting })
+		if got := len(fw.holds()); got != 40 {
+			t.Errorf("the firewall holds %d", got)
+		}
+	})
+}
+
+func TestBrakes_additionsAreBoundedWhereThatIsWanted(t *testing.T) {
+	simulate(t, []string{"fw-a"}, func(o *Options) { o.Bounds.Add = 50 }, func(w *world) {
+		w.becomes(w.put("203.0.113.7"), "fw-a", parry.StateEnforced)
+		w.must(w.store.SetHold(w.ctx, "fw-a", parry.Hold{By: "anna", Since: time.Now()}))
+		_, last := w.fill("fw-a", 1, 60)
+		w.must(w.store.SetHold(w.ctx, "fw-a", parry.Hold{}))
+		w.within(time.Minute, "it is asked", func() bool { return w.state("fw-a").Approval.State == parry.ApprovalWaiting })
+		if a := w.approvals()[0]; a.Added != 60 || a.First[0] != "+ 10.1.0.0 - - - wan" {
+			t.Errorf("it shows %+v", a)
+		}
+		w.decide("fw-a", true)
+		w.becomes(last, "fw-a", parry.StateEnforced)
 	})
 }

@@ -129,8 +129,10 @@ func decide(s situation) decision {
 	changed := s.relevant > s.triedRelevant || s.state.DirtyRev > s.triedDirty || word
 	switch {
 	case in.Failure == parry.FailApproval && d.do == doApply:
-		// Nothing but a change or the word can make a difference, so there is no timer; during a storm not every change is looked at.
-		if s.state.Approved || s.fresh {
+		// Nothing but a change or the word can make a difference; during a storm not every change is looked at. An approval that is too old
+		// is asked for anew.
+		open := s.state.Approval
+		if open.State == parry.ApprovalApproved || s.fresh || open.Due(s.now) {
 			return d
 		}
 		if next := s.lastTry.Add(s.reconsiderAfter); changed && s.now.Before(next) {
@@ -138,6 +140,9 @@ func decide(s situation) decision {
 		}
 		if changed {
 			return d
+		}
+		if open.State == parry.ApprovalWaiting {
+			return decision{state: LaneApproval, until: open.ExpiresAt}
 		}
 		return decision{state: LaneApproval}
 	case in.Failure.NeedsAdopt():

@@ -41,12 +41,15 @@ func TestDecide(t *testing.T) {
 	dirtied := func(s *situation) { s.state.DirtyRev = 12 }
 	fresh := func(s *situation) { s.fresh = true }
 	adopt := func(s *situation) { s.state.Adopt = true }
-	approved := func(s *situation) { s.state.Approved = true }
+	approved := func(s *situation) { s.state.Approval = parry.OpenApproval{ID: "a-1", State: parry.ApprovalApproved} }
 	inPanic := func(s *situation) {
 		s.state.PanicRev, s.state.DirtyRev, s.state.Hold = 20, 20, parry.Hold{Kind: parry.HoldPanic, Since: noon}
 	}
 	emptied := func(s *situation) { s.state.EmptiedRev, s.state.DirtyRev, s.triedDirty = 21, 21, 21 }
 	tried := func(s *situation) { s.triedDirty = 20 }
+	waiting := func(s *situation) {
+		s.state.Approval = parry.OpenApproval{ID: "a-1", State: parry.ApprovalWaiting, ExpiresAt: noon.Add(time.Hour)}
+	}
 	asked := func(s *situation) { s.state.VerifyRev = 13 }
 	askedBefore := func(s *situation) { s.state.VerifyRev, s.triedVerify = 13, 13 }
 	justTried := func(s *situation) { s.lastTry = s.now.Add(-time.Second) }
@@ -75,45 +78,50 @@ func TestDecide(t *testing.T) {
 		"a change elsewhere":                            {with(calm(), func(s *situation) { s.any = 12 }), doAdvance, "", time.Time{}},
 		"a change elsewhere, just advanced": {with(calm(), func(s *situation) { s.any, s.lastAdvance = 12, noon }), doWait, LaneIdle,
 			noon.Add(30 * time.Second)},
-		"retiring":                                     {with(calm(), func(s *situation) { s.state.Retiring = true }), doRetire, "", time.Time{}},
-		"held: not even a verify":                      {with(calm(), held, pending, func(s *situation) { s.verified = false }), doWait, LaneHeld, time.Time{}},
-		"held and retiring":                            {with(calm(), held, func(s *situation) { s.state.Retiring = true }), doWait, LaneHeld, time.Time{}},
-		"failing: waits":                               {failing(parry.FailUnreachable), doWait, LaneBackoff, noon.Add(time.Minute)},
-		"failing: tries in time":                       {with(failing(parry.FailUnreachable), later), doApply, "", time.Time{}},
-		"failing: a change tries early":                {with(failing(parry.FailUnreachable), newer), doApply, "", time.Time{}},
-		"failing: not at once again":                   {with(failing(parry.FailUnreachable), newer, justTried), doWait, LaneBackoff, noon.Add(29 * time.Second)},
-		"failing: a restart tries":                     {with(failing(parry.FailUnreachable), fresh), doApply, "", time.Time{}},
-		"failing, nothing left to apply":               {with(failing(parry.FailUnreachable), later, func(s *situation) { s.relevant = 10 }), doVerify, "", time.Time{}},
-		"authentication: a change does not try early":  {with(failing(parry.FailAuthentication), newer), doWait, LaneBackoff, noon.Add(time.Minute)},
-		"authentication: nor does a restart":           {with(failing(parry.FailAuthentication), fresh), doWait, LaneBackoff, noon.Add(time.Minute)},
-		"authentication: an operator's retry does":     {with(failing(parry.FailAuthentication), dirtied), doApply, "", time.Time{}},
-		"panic: a hold makes no odds":                  {with(calm(), held, inPanic), doEmpty, "", time.Time{}},
-		"panic: nor does an approval":                  {with(failing(parry.FailApproval), inPanic, tried), doEmpty, "", time.Time{}},
-		"panic: a new one knows no backoff":            {with(failing(parry.FailUnreachable), justTried, inPanic), doEmpty, "", time.Time{}},
-		"panic: nor a slow one":                        {with(failing(parry.FailAuthentication), justTried, inPanic), doEmpty, "", time.Time{}},
-		"panic: tried often":                           {with(failing(parry.FailUnreachable), justTried, inPanic, tried), doWait, LaneBackoff, noon.Add(9 * time.Second)},
-		"panic: and again":                             {with(failing(parry.FailUnreachable), inPanic, tried), doEmpty, "", time.Time{}},
-		"panic: but not where the key is refused":      {with(failing(parry.FailAuthentication), inPanic, tried), doWait, LaneBackoff, noon.Add(time.Minute)},
-		"panic: what must be adopted must be":          {with(failing(parry.FailForeignController), inPanic), doWait, LaneSuspended, noon.Add(time.Minute)},
-		"panic: adopted":                               {with(failing(parry.FailForeignController), inPanic, adopt), doEmpty, "", time.Time{}},
-		"panic: emptied and to be confirmed":           {with(calm(), inPanic, func(s *situation) { s.probation = true }), doVerify, "", time.Time{}},
-		"panic: empty":                                 {with(calm(), pending, inPanic, emptied), doWait, LanePanic, noon.Add(14 * time.Minute)},
-		"panic: empty, read on schedule":               {with(calm(), inPanic, emptied, func(s *situation) { s.now = noon.Add(15 * time.Minute) }), doVerify, "", time.Time{}},
-		"panic: empty, holds something":                {with(failing(parry.FailProof), inPanic, emptied, later), doEmpty, "", time.Time{}},
-		"panic: empty, did not answer":                 {with(failing(parry.FailUnreachable), inPanic, emptied, later), doVerify, "", time.Time{}},
-		"panic: called again":                          {with(calm(), inPanic, emptied, func(s *situation) { s.state.PanicRev = 30 }), doEmpty, "", time.Time{}},
-		"panic: before retiring":                       {with(calm(), inPanic, func(s *situation) { s.state.Retiring = true }), doEmpty, "", time.Time{}},
-		"foreign: waits for the word":                  {failing(parry.FailForeignController), doWait, LaneSuspended, noon.Add(time.Minute)},
-		"foreign: only looks":                          {with(failing(parry.FailForeignController), later), doVerify, "", time.Time{}},
-		"foreign: a change and a restart make no odds": {with(failing(parry.FailForeignController), newer, fresh, dirtied), doWait, LaneSuspended, noon.Add(time.Minute)},
-		"foreign: the word":                            {with(failing(parry.FailForeignController), adopt), doApply, "", time.Time{}},
-		"foreign: the word was used in vain":           {with(failing(parry.FailForeignController), adopt, func(s *situation) { s.wordUsed = true }), doWait, LaneSuspended, noon.Add(time.Minute)},
-		"foreign: mended by hand":                      {with(failing(parry.FailForeignController), func(s *situation) { s.lifted = true }), doApply, "", time.Time{}},
-		"approval: waits without a timer":              {with(failing(parry.FailApproval), later), doWait, LaneApproval, time.Time{}},
-		"approval: the word":                           {with(failing(parry.FailApproval), approved), doApply, "", time.Time{}},
-		"approval: a change is looked at":              {with(failing(parry.FailApproval), newer), doApply, "", time.Time{}},
-		"approval: a storm is not":                     {with(failing(parry.FailApproval), newer, justTried), doWait, LaneApproval, noon.Add(4 * time.Second)},
-		"approval: nothing to remove any more":         {with(failing(parry.FailApproval), later, func(s *situation) { s.relevant = 10 }), doVerify, "", time.Time{}},
+		"retiring":                                           {with(calm(), func(s *situation) { s.state.Retiring = true }), doRetire, "", time.Time{}},
+		"held: not even a verify":                            {with(calm(), held, pending, func(s *situation) { s.verified = false }), doWait, LaneHeld, time.Time{}},
+		"held and retiring":                                  {with(calm(), held, func(s *situation) { s.state.Retiring = true }), doWait, LaneHeld, time.Time{}},
+		"failing: waits":                                     {failing(parry.FailUnreachable), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"failing: tries in time":                             {with(failing(parry.FailUnreachable), later), doApply, "", time.Time{}},
+		"failing: a change tries early":                      {with(failing(parry.FailUnreachable), newer), doApply, "", time.Time{}},
+		"failing: not at once again":                         {with(failing(parry.FailUnreachable), newer, justTried), doWait, LaneBackoff, noon.Add(29 * time.Second)},
+		"failing: a restart tries":                           {with(failing(parry.FailUnreachable), fresh), doApply, "", time.Time{}},
+		"failing, nothing left to apply":                     {with(failing(parry.FailUnreachable), later, func(s *situation) { s.relevant = 10 }), doVerify, "", time.Time{}},
+		"authentication: a change does not try early":        {with(failing(parry.FailAuthentication), newer), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"authentication: nor does a restart":                 {with(failing(parry.FailAuthentication), fresh), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"authentication: an operator's retry does":           {with(failing(parry.FailAuthentication), dirtied), doApply, "", time.Time{}},
+		"panic: a hold makes no odds":                        {with(calm(), held, inPanic), doEmpty, "", time.Time{}},
+		"panic: nor does an approval":                        {with(failing(parry.FailApproval), inPanic, tried), doEmpty, "", time.Time{}},
+		"panic: a new one knows no backoff":                  {with(failing(parry.FailUnreachable), justTried, inPanic), doEmpty, "", time.Time{}},
+		"panic: nor a slow one":                              {with(failing(parry.FailAuthentication), justTried, inPanic), doEmpty, "", time.Time{}},
+		"panic: tried often":                                 {with(failing(parry.FailUnreachable), justTried, inPanic, tried), doWait, LaneBackoff, noon.Add(9 * time.Second)},
+		"panic: and again":                                   {with(failing(parry.FailUnreachable), inPanic, tried), doEmpty, "", time.Time{}},
+		"panic: but not where the key is refused":            {with(failing(parry.FailAuthentication), inPanic, tried), doWait, LaneBackoff, noon.Add(time.Minute)},
+		"panic: what must be adopted must be":                {with(failing(parry.FailForeignController), inPanic), doWait, LaneSuspended, noon.Add(time.Minute)},
+		"panic: adopted":                                     {with(failing(parry.FailForeignController), inPanic, adopt), doEmpty, "", time.Time{}},
+		"panic: emptied and to be confirmed":                 {with(calm(), inPanic, func(s *situation) { s.probation = true }), doVerify, "", time.Time{}},
+		"panic: empty":                                       {with(calm(), pending, inPanic, emptied), doWait, LanePanic, noon.Add(14 * time.Minute)},
+		"panic: empty, read on schedule":                     {with(calm(), inPanic, emptied, func(s *situation) { s.now = noon.Add(15 * time.Minute) }), doVerify, "", time.Time{}},
+		"panic: empty, holds something":                      {with(failing(parry.FailProof), inPanic, emptied, later), doEmpty, "", time.Time{}},
+		"panic: empty, did not answer":                       {with(failing(parry.FailUnreachable), inPanic, emptied, later), doVerify, "", time.Time{}},
+		"panic: called again":                                {with(calm(), inPanic, emptied, func(s *situation) { s.state.PanicRev = 30 }), doEmpty, "", time.Time{}},
+		"panic: before retiring":                             {with(calm(), inPanic, func(s *situation) { s.state.Retiring = true }), doEmpty, "", time.Time{}},
+		"foreign: waits for the word":                        {failing(parry.FailForeignController), doWait, LaneSuspended, noon.Add(time.Minute)},
+		"foreign: only looks":                                {with(failing(parry.FailForeignController), later), doVerify, "", time.Time{}},
+		"foreign: a change and a restart make no odds":       {with(failing(parry.FailForeignController), newer, fresh, dirtied), doWait, LaneSuspended, noon.Add(time.Minute)},
+		"foreign: the word":                                  {with(failing(parry.FailForeignController), adopt), doApply, "", time.Time{}},
+		"foreign: the word was used in vain":                 {with(failing(parry.FailForeignController), adopt, func(s *situation) { s.wordUsed = true }), doWait, LaneSuspended, noon.Add(time.Minute)},
+		"foreign: mended by hand":                            {with(failing(parry.FailForeignController), func(s *situation) { s.lifted = true }), doApply, "", time.Time{}},
+		"approval: waits without a timer":                    {with(failing(parry.FailApproval), later), doWait, LaneApproval, time.Time{}},
+		"approval: the word":                                 {with(failing(parry.FailApproval), approved), doApply, "", time.Time{}},
+		"approval: waits for a decision until it is too old": {with(failing(parry.FailApproval), waiting), doWait, LaneApproval, noon.Add(time.Hour)},
+		"approval: too old":                                  {with(failing(parry.FailApproval), waiting, func(s *situation) { s.now = noon.Add(time.Hour) }), doApply, "", time.Time{}},
+		"approval: denied for good": {with(failing(parry.FailApproval), later, func(s *situation) {
+			s.state.Approval = parry.OpenApproval{ID: "a-1", State: parry.ApprovalDenied, ExpiresAt: noon}
+		}), doWait, LaneApproval, time.Time{}},
+		"approval: a change is looked at":      {with(failing(parry.FailApproval), newer), doApply, "", time.Time{}},
+		"approval: a storm is not":             {with(failing(parry.FailApproval), newer, justTried), doWait, LaneApproval, noon.Add(4 * time.Second)},
+		"approval: nothing to remove any more": {with(failing(parry.FailApproval), later, func(s *situation) { s.relevant = 10 }), doVerify, "", time.Time{}},
 	} {
 		got := decide(c.s)
 		if want := (decision{c.do, c.state, c.until}); got != want {

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -177,9 +178,10 @@ func (t *try) failed(ctx context.Context, v verdict, f *parry.FinishRun) time.Ti
 	if v.failure == parry.FailApproval {
 		in.NextTry = time.Time{} // no try before a word or a change
 	}
-	if tell && in.ID == "" && len(t.r.o.Channels) > 0 {
-		in.ID = parry.NewNotificationID(now)
-		f.Notifications = append(f.Notifications, t.notification(in.ID, in.ID, parry.NotifyFailed, t.failureReport(ctx, in)))
+	if f.Approval, f.ApprovalDiff = t.asks, t.diff; tell && (in.ID == "" || t.asks != nil) && len(t.r.o.Channels) > 0 {
+		id := parry.NewNotificationID(now)
+		in.ID = cmp.Or(in.ID, id)
+		f.Notifications = append(f.Notifications, t.notification(id, in.ID, parry.NotifyFailed, t.failureReport(ctx, in)))
 	}
 	return in.NextTry
 }
@@ -191,6 +193,7 @@ func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 	if p := m.probe; p != nil {
 		m.trusted, m.drifts = p.run.Bundle.Digest, 0
 		t.run.Revision, t.run.Rejected = p.run.Revision, p.run.Rejected
+		t.approved = p.approved
 		return t.counts(ctx, p.run.Kind, p.rejects, f, func() {
 			m.probe = nil
 			if len(p.rejects) == 0 {
@@ -237,9 +240,9 @@ func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (a
 		return func() { t.setRejected(rejects) }
 	case m.trusted != t.bundle.Digest:
 		f.Incident.NextTry = t.now()
-		f.ClearWords = t.st.Adopt || t.st.Approved
-		run := t.run
-		return func() { m.probe = &applied{run, rejects, t.trial} }
+		f.ClearWords = t.st.Adopt
+		run, approved := t.run, t.approved
+		return func() { m.probe = &applied{run, rejects, t.trial, approved} }
 	}
 	m.verified = true
 	if m.lastVerify.IsZero() {
@@ -255,8 +258,9 @@ func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (a
 // counts makes the run count: its revision becomes the firewall's.
 func (t *try) counts(ctx context.Context, kind parry.RunKind, rejects map[parry.BlockID]string, f *parry.FinishRun, then func()) func() {
 	f.Applied, f.Emptied = kind != parry.RunPanic, kind == parry.RunPanic
-	f.ClearWords = t.st.Adopt || t.st.Approved
+	f.ClearWords = t.st.Adopt
 	t.passed(f)
+	f.ApprovalUsed, f.ApprovalGone = t.approved, kind == parry.RunApply
 	f.Retired = kind == parry.RunRetire
 	t.rejects = rejects
 	if fresh := t.newRejects(rejects); len(fresh) > 0 && len(t.r.o.Channels) > 0 {

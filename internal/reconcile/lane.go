@@ -76,9 +76,10 @@ type memory struct {
 
 // applied is a successful apply that does not count yet.
 type applied struct {
-	run     parry.Run
-	rejects map[parry.BlockID]string
-	trial   *parry.Tried
+	run      parry.Run
+	rejects  map[parry.BlockID]string
+	trial    *parry.Tried
+	approved parry.ApprovalID
 }
 
 func newLane(r *Reconciler, name string) *lane {

@@ -41,6 +41,8 @@ type Store interface {
 	// desired at rev. Like a finished run it wakes Applied; it takes no revision and touches no proof.
 	AdvanceApplied(ctx context.Context, firewall string, rev parry.Revision) error
 	Runs(ctx context.Context, f parry.RunFilter) (parry.Page[parry.Run], error)
+	Approval(ctx context.Context, id parry.ApprovalID) (parry.Approval, error)
+	ApprovalDiff(ctx context.Context, id parry.ApprovalID) (parry.Diff, error)
 	Desired(ctx context.Context) <-chan struct{}
 	BundleState(ctx context.Context, name string) (parry.BundleState, error)
 	BeginRelease(ctx context.Context, bundle string, r parry.Release) error
@@ -81,6 +83,7 @@ type Options struct {
 	Drain       time.Duration // how long a run in progress is given after Run's context ended; 0 is 30 s
 	VerifyEvery time.Duration // 0 is 15 min
 	Backoff     Backoff
+	Bounds      Bounds
 
 	Now        func() time.Time     // wall clock; nil is time.Now
 	Mono       func() time.Duration // monotonic clock; nil is the machine's
@@ -99,6 +102,7 @@ func (o *Options) setDefaults() {
 	def(&o.Drain, 30*time.Second)
 	def(&o.VerifyEvery, 15*time.Minute)
 	o.Backoff.setDefaults()
+	o.Bounds.setDefaults()
 	if o.MaxRuns <= 0 {
 		o.MaxRuns = 8
 	}

@@ -517,10 +517,10 @@ func TestReconcile_removingManyForNoReasonWaitsForApproval(t *testing.T) {
 				if got := len(fw.holds()); got != 60 || len(w.runs("fw-a")) != n {
 					t.Errorf("holds %d, want 60 still; %d runs meanwhile", got, len(w.runs("fw-a"))-n)
 				}
-				w.must(w.store.SetApproved(w.ctx, "fw-a"))
+				w.decide("fw-a", true)
 				w.within(time.Minute, "30 are removed", func() bool { return len(fw.holds()) == 30 })
 				w.idle("fw-a")
-				if st := w.state("fw-a"); st.Approved || st.Incident.Open() {
+				if st := w.state("fw-a"); st.Approval.ID != "" || st.Incident.Open() {
 					t.Errorf("after the word: %+v", st)
 				}
 			})

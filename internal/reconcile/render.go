@@ -243,6 +243,21 @@ func (r *rendering) missing(old []byte) []string {
 	return out
 }
 
+// fresh returns the keys, in order, of lines that old has not. Both are sorted.
+func (r *rendering) fresh(old []byte) []string {
+	var out []string
+	var k []byte
+	for i := range r.lines {
+		for len(old) > 0 && string(k) < r.lines[i].key {
+			k, old, _ = bytes.Cut(old, []byte{'\n'})
+		}
+		if string(k) != r.lines[i].key {
+			out = append(out, r.lines[i].key)
+		}
+	}
+	return out
+}
+
 func appendLine(b []byte, key string, expire int64) []byte {
 	b = append(append(b, key...), ' ')
 	if expire == 0 {

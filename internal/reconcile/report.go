@@ -38,6 +38,10 @@ func (t *try) report() parry.Report {
 func (t *try) failureReport(ctx context.Context, in *parry.Incident) parry.Report {
 	r := t.report()
 	r.Since, r.Failure, r.Task, r.Message, r.Hint = in.Since, in.Failure, t.run.Task, in.Message, parry.Hint(in.Failure)
+	if a := t.asks; a != nil {
+		r.Approval, r.Change, r.ChangeN = a.ID, t.diff[:min(len(t.diff), reportLines)], len(t.diff)
+		r.Hint += fmt.Sprintf(" See it whole: parry approvals %s --diff. Then: parry approvals approve %s, or deny.", a.ID, a.ID)
+	}
 	r.Attempts, r.NextTry, r.LogTail, r.Command = in.Attempts, in.NextTry, t.out.LogTail, t.command()
 	t.blocks(ctx, &r, t.st.AppliedRev, t.st.DirtyRev > t.st.AppliedRev || t.st.ProvedAt.IsZero() || t.st.Incident.Failure == parry.FailProof ||
 		in.Failure == parry.FailProof && t.run.Kind == parry.RunVerify || in.Failure == parry.FailFlushed)

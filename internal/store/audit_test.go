@@ -117,7 +117,6 @@ func eachChangeLeavesItsRow(e *env) {
 	done(e.SetHold(ctx, "", parry.Hold{By: "anna", Since: e.clock.Now()}))
 	done(e.SetVerify(ctx, "fw1"))
 	done(e.SetAdopt(ctx, "fw1"))
-	done(e.SetApproved(ctx, "fw1"))
 	done(e.SetRetiring(ctx, "fw1"))
 	done(e.Audit(ctx, parry.AuditEvent{Action: parry.ActNotifyTest, Object: "mail", Outcome: "failed"}))
 	e.put(e.askFor(at("203.0.113.8"), time.Minute))
@@ -127,7 +126,13 @@ func eachChangeLeavesItsRow(e *env) {
 	l := e.lane("fw1")
 	run := e.run(l)
 	run.State, run.Failure = parry.RunFailed, parry.FailTimeout
-	done(e.FinishRun(e.Context(), parry.FinishRun{Run: run}))
+	done(e.FinishRun(e.Context(), parry.FinishRun{Run: run, Approval: &parry.Approval{ID: "a-1", Firewall: "fw1", Why: "all would go"}}))
+	for _, approve := range []bool{false, true} {
+		_, err = e.Decide(ctx, "a-1", parry.Decision{Approve: approve, By: "anna", Reason: "looked at it"})
+		done(err)
+	}
+	done(e.Panic(ctx, nil, parry.Hold{By: "anna", Since: e.clock.Now()}))
+	done(e.EndPanic(ctx, nil, "anna"))
 
 	var got []string
 	for _, r := range e.auditRows() {
@@ -146,8 +151,9 @@ func eachChangeLeavesItsRow(e *env) {
 		"anna exemption.remove x-1 done", "anna token.create t-2 done", "anna token.revoke t-2 done", "anna list.create watch done",
 		"anna list.put watch done", "anna list.remove watch done", "anna list.delete watch done", "anna firewall.hold fw1 done",
 		"anna firewall.release fw1 done", "anna firewall.hold all done", "anna firewall.verify fw1 done", "anna firewall.adopt fw1 done",
-		"anna firewall.approve fw1 done", "anna firewall.retire fw1 done", "anna notify.test mail failed", "ossim block.add " + objectOf(e, "203.0.113.8") + " done",
-		"parry blocks.expired  done", "parry run.end fw1 failed",
+		"anna firewall.retire fw1 done", "anna notify.test mail failed", "ossim block.add " + objectOf(e, "203.0.113.8") + " done",
+		"parry blocks.expired  done", "parry run.end fw1 failed", "anna approval.deny a-1 done", "anna approval.approve a-1 done",
+		"anna firewall.panic all firewalls done", "anna firewall.panic-end all firewalls done",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		e.Error(d)

@@ -60,8 +60,8 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 		names := make([]any, 0, len(fws))
 		for _, fw := range fws {
 			names = append(names, fw.Name)
-			err := t.exec(`INSERT INTO firewalls (name, listed, retiring, digest, applied_rev, dirty_rev, sent_rev, epoch, adopt, approved, incident, proof,
-					proved_at, last_run) VALUES ($1, 1, 0, $2, 0, $3, $3, $3, 0, 0, '', '', 0, '')
+			err := t.exec(`INSERT INTO firewalls (name, listed, retiring, digest, applied_rev, dirty_rev, sent_rev, epoch, adopt, incident, proof,
+					proved_at, last_run) VALUES ($1, 1, 0, $2, 0, $3, $3, $3, 0, '', '', 0, '')
 				ON CONFLICT (name) DO UPDATE SET listed = 1, digest = excluded.digest, dirty_rev = excluded.dirty_rev,
 					retiring = CASE WHEN firewalls.listed = 1 THEN firewalls.retiring ELSE 0 END
 				WHERE firewalls.digest <> excluded.digest OR firewalls.listed = 0`, fw.Name, fw.Digest, int64(t.rev))
@@ -77,14 +77,16 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 }
 
 const firewallQuery = `
-	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.facts_rev, f.epoch, f.adopt, f.approved, f.incident, f.proof,
+	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.facts_rev, f.epoch, f.adopt, f.incident, f.proof,
 		f.proved_at, f.last_run, coalesce(h.held_by, ''), h.reason, coalesce(h.since, 0), coalesce(h.until, 0),
 		coalesce(a.held_by, ''), a.reason, coalesce(a.since, 0), coalesce(a.until, 0), f.emptied_rev,
 		coalesce(p.rev, 0), coalesce(p.called_by, ''), p.reason, coalesce(p.since, 0),
 		coalesce(q.rev, 0), coalesce(q.called_by, ''), q.reason, coalesce(q.since, 0),
-		coalesce((SELECT min(c.run_id) FROM checks c WHERE c.firewall = f.name), '')
+		coalesce((SELECT min(c.run_id) FROM checks c WHERE c.firewall = f.name), ''),
+		coalesce(v.id, ''), coalesce(v.state, ''), coalesce(v.expires_at, 0)
 	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''
-		LEFT JOIN panics p ON p.name = f.name LEFT JOIN panics q ON q.name = ''`
+		LEFT JOIN panics p ON p.name = f.name LEFT JOIN panics q ON q.name = ''
+		LEFT JOIN approvals v ON v.firewall = f.name AND v.state IN ('waiting', 'approved', 'denied')`
 
 // heldBy is a row of holds as it is read: nothing where there is none.
 type heldBy struct {
@@ -111,16 +113,17 @@ func longer(a, b parry.Hold) parry.Hold {
 }
 
 func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
-	var listed, retiring, adopt, approved, proved int64
+	var listed, retiring, adopt, proved, decide int64
 	var inc, proof string
 	var own, all, panic, panicAll heldBy
 	var rev, revAll parry.Revision
-	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.FactsRev, &f.Epoch, &adopt, &approved, &inc, &proof,
+	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.FactsRev, &f.Epoch, &adopt, &inc, &proof,
 		&proved, &f.LastRun}
-	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest(), []any{&f.EmptiedRev, &rev}, panic.dest()[:3], []any{&revAll}, panicAll.dest()[:3], []any{&f.Check})...); err != nil {
+	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest(), []any{&f.EmptiedRev, &rev}, panic.dest()[:3], []any{&revAll}, panicAll.dest()[:3],
+		[]any{&f.Check, &f.Approval.ID, &f.Approval.State, &decide})...); err != nil {
 		return f, err
 	}
-	f.Listed, f.Retiring, f.Adopt, f.Approved = listed != 0, retiring != 0, adopt != 0, approved != 0
+	f.Listed, f.Retiring, f.Adopt, f.Approval.ExpiresAt = listed != 0, retiring != 0, adopt != 0, fromMicros(decide)
 	f.ProvedAt, f.Hold = fromMicros(proved), longer(own.hold(), all.hold())
 	if f.PanicRev = max(rev, revAll); f.PanicRev > 0 {
 		if f.Hold = panic.hold(); revAll > rev {
@@ -218,11 +221,6 @@ func (s *Store) SetRetiring(ctx context.Context, name string) error {
 // SetAdopt lets the next run take the firewall over from another controller, a higher epoch or revision, or a flush.
 func (s *Store) SetAdopt(ctx context.Context, name string) error {
 	return s.onFirewall(ctx, "adopt", parry.ActFirewallAdopt, name, `UPDATE firewalls SET adopt = 1 WHERE name = $1`)
-}
-
-// SetApproved lets the next run remove many entries.
-func (s *Store) SetApproved(ctx context.Context, name string) error {
-	return s.onFirewall(ctx, "approve", parry.ActFirewallApprove, name, `UPDATE firewalls SET approved = 1 WHERE name = $1`)
 }
 
 // Rejects lists what firewalls refused of the blocks.

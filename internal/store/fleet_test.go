@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -165,13 +166,77 @@ func panicOfAllEndsForSome(e *env) {
 	same(e, "all over", e.firewall("fw1").PanicRev+e.firewall("fw3").PanicRev, 0)
 }
 
+func approvalsAreAskedDecidedAndUsed(e *env) {
+	e.sync("fw1@a", "fw2@a")
+	l := e.lane("fw1")
+	r := e.run(l)
+	ask := func(d ...string) parry.Approval {
+		e.Helper()
+		now := e.clock.Advance(time.Second)
+		a := parry.Approval{ID: parry.NewApprovalID(now), Firewall: "fw1", State: parry.ApprovalWaiting, Why: "3 of 3 entries", Revision: 7, CreatedAt: now,
+			ExpiresAt: now.Add(time.Hour), Of: 3, Removed: 2, Ended: 1, Added: 1, Known: true, First: d}
+		e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, Approval: &a, ApprovalDiff: d}))
+		return a
+	}
+	get := func(id parry.ApprovalID) parry.Approval {
+		e.Helper()
+		a, err := e.Approval(e.Context(), id)
+		e.ok(err)
+		return a
+	}
+	first := ask("- 203.0.113.1 - - - wan", "+ 203.0.113.2 - - - wan")
+	if d := cmp.Diff(first, get(first.ID)); d != "" {
+		e.Fatal(d)
+	}
+	diff, err := e.ApprovalDiff(e.Context(), first.ID)
+	e.ok(err)
+	same(e, "the diff", strings.Join(diff, "|"), "- 203.0.113.1 - - - wan|+ 203.0.113.2 - - - wan")
+	same(e, "told with the firewall", e.firewall("fw1").Approval, parry.OpenApproval{ID: first.ID, State: parry.ApprovalWaiting, ExpiresAt: first.ExpiresAt})
+	same(e, "not with another", e.firewall("fw2").Approval.ID, "")
+	_, err = e.Decide(e.Context(), first.ID, parry.Decision{By: "anna", Reason: "no"})
+	e.ok(err)
+	denied := get(first.ID)
+	same(e, "denied", denied.State, parry.ApprovalDenied)
+	same(e, "by whom and why", denied.DecidedBy+": "+denied.Reason, "anna: no")
+	second := ask()
+	same(e, "superseded", get(first.ID).State, parry.ApprovalSuperseded)
+	_, err = e.Decide(e.Context(), first.ID, parry.Decision{Approve: true, By: "anna"})
+	e.wantKind(err, parry.KindConflict)
+	_, err = e.Decide(e.Context(), "a-none", parry.Decision{Approve: true, By: "anna"})
+	e.wantKind(err, parry.KindNotFound)
+	e.clock.Advance(2 * time.Hour)
+	third := ask()
+	same(e, "expired", get(second.ID).State, parry.ApprovalExpired)
+	_, err = e.Decide(e.Context(), third.ID, parry.Decision{Approve: true, By: "anna", Until: e.clock.Now().Add(time.Hour)})
+	e.ok(err)
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r})) // a run that fails uses nothing up
+	same(e, "approved", e.firewall("fw1").Approval.State, parry.ApprovalApproved)
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, Applied: true, ApprovalUsed: third.ID, ApprovalGone: true}))
+	same(e, "applied", get(third.ID).State, parry.ApprovalApplied)
+	fourth := ask()
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, Applied: true, ApprovalGone: true}))
+	same(e, "gone", get(fourth.ID).State, parry.ApprovalGone)
+	same(e, "none is open", e.firewall("fw1").Approval.ID, "")
+	all, err := e.Approvals(e.Context(), parry.ApprovalFilter{Firewall: "fw1"})
+	e.ok(err)
+	same(e, "all, newest first", len(all.Items) == 4 && all.Items[0].ID == fourth.ID, true)
+	open, err := e.Approvals(e.Context(), parry.ApprovalFilter{Open: true})
+	e.ok(err)
+	same(e, "open", len(open.Items), 0)
+	last := ask()
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, Applied: true, Retired: true}))
+	same(e, "gone with its firewall", get(last.ID).State, parry.ApprovalGone)
+	e.clock.Advance(48 * time.Hour)
+	pruned, err := e.Prune(e.Context(), parry.Retention{Runs: 24 * time.Hour})
+	e.ok(err)
+	same(e, "pruned", pruned.Approvals, 5)
+}
+
 func wordsAreUsedUp(e *env) {
 	e.sync("fw1@a")
 	l := e.lane("fw1")
 	e.ok(e.SetAdopt(e.Context(), "fw1"))
-	e.ok(e.SetApproved(e.Context(), "fw1"))
 	same(e, "adopt", e.firewall("fw1").Adopt, true)
-	same(e, "approved", e.firewall("fw1").Approved, true)
 	r := e.run(l)
 	e.ok(e.BeginRun(e.Context(), r))
 	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r}))
@@ -189,7 +254,6 @@ func wordsAreUsedUp(e *env) {
 	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: r, VerifyUsed: e.firewall("fw1").VerifyRev}))
 	same(e, "read", e.firewall("fw1").VerifyRev, 0)
 	e.wantKind(e.SetVerify(e.Context(), "fw9"), parry.KindNotFound)
-	same(e, "approved used", e.firewall("fw1").Approved, false)
 }
 
 func rejectsAreReplaced(e *env) {

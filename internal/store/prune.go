@@ -23,6 +23,13 @@ func (s *Store) Prune(ctx context.Context, keep parry.Retention) (p parry.Pruned
 	if p.Runs, err = s.pruneRuns(ctx, now, keep); err != nil {
 		return p, err
 	}
+	if keep.Runs > 0 {
+		n, err := s.pruneRows(ctx, "approvals", `SELECT id FROM approvals WHERE created_at < $1 AND state NOT IN ('waiting', 'approved', 'denied') LIMIT $2`,
+			[]any{micros(now.Add(-keep.Runs))}, `DELETE FROM approvals WHERE id IN (%s)`)
+		if p.Approvals = n; err != nil {
+			return p, err
+		}
+	}
 	if keep.Idempotency > 0 {
 		p.Keys, err = s.pruneRows(ctx, "idempotency keys", `SELECT k FROM idempotency WHERE created_at < $1 LIMIT $2`,
 			[]any{micros(now.Add(-keep.Idempotency))}, `DELETE FROM idempotency WHERE k IN (%s)`)

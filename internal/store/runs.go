@@ -99,6 +99,7 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 			t.wakes |= wakeDesired
 			return errors.Join(t.exec(`DELETE FROM holds WHERE name = $1`, f.Run.Firewall), t.exec(`DELETE FROM panics WHERE name = $1`, f.Run.Firewall),
 				t.exec(`DELETE FROM pins WHERE firewall = $1`, f.Run.Firewall), t.exec(`DELETE FROM checks WHERE firewall = $1`, f.Run.Firewall),
+				t.closeApproval(f.Run.Firewall, parry.ApprovalGone),
 				t.exec(`DELETE FROM firewalls WHERE name = $1`, f.Run.Firewall))
 		}
 		if f.Applied {
@@ -122,12 +123,15 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 			inc = toJSON(incident(f.Incident))
 		}
 		err = t.exec(`UPDATE firewalls SET applied_rev = $2, dirty_rev = $3, proof = $4, proved_at = $5, incident = $6, last_run = $7,
-				adopt = CASE WHEN $8 = 1 THEN 0 ELSE adopt END, approved = CASE WHEN $8 = 1 THEN 0 ELSE approved END,
+				adopt = CASE WHEN $8 = 1 THEN 0 ELSE adopt END,
 				verify_rev = CASE WHEN verify_rev <= $9 THEN 0 ELSE verify_rev END,
 				emptied_rev = CASE WHEN emptied_rev < $10 THEN $10 ELSE emptied_rev END WHERE name = $1`,
 			f.Run.Firewall, applied, dirty, proof, proved, inc, string(f.Run.ID), flag(f.ClearWords), int64(f.VerifyUsed), emptied)
 		if err == nil && f.Tried != nil {
 			err = t.tried(&f.Run, f.Tried)
+		}
+		if err == nil {
+			err = t.approvals(&f)
 		}
 		if err != nil || !f.SetRejects {
 			return err

@@ -71,7 +71,7 @@ var suite = []func(*env){
 	putWidensBeyondMaxRules, putAnswersBusyWhenTheQueueIsFull, putOutlivesItsCaller,
 	setExpiryMovesTheEnd, endBlockTellsWhatStillCovers, endBlocksEndsWhatMatches, endDueEndsWhatIsDue, exemptionEndsOverlappingBlocks,
 	blocksFilterAndPage, changesGiveWhatWasWritten, requestsPage,
-	firewallsComeAndGo, holdsOfOneAndAll, holdsEndByThemselves, panicEmptiesAndHolds, panicOfAllEndsForSome, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned, sentIsWhatARunMayHaveBrought,
+	firewallsComeAndGo, holdsOfOneAndAll, holdsEndByThemselves, panicEmptiesAndHolds, panicOfAllEndsForSome, approvalsAreAskedDecidedAndUsed, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned, sentIsWhatARunMayHaveBrought,
 	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
 	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits, cancelledWritesAreDoneOrNot,
 	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold, pruneForgetsWhatNobodyDelivers,

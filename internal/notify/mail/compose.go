@@ -200,6 +200,9 @@ func newPage(d *parry.Delivery) *page {
 		add("Attempts", fmt.Sprint(r.Attempts))
 	}
 	add("In force", fmt.Sprint(r.Enforced))
+	if r.ChangeN > 0 {
+		p.Lists = append(p.Lists, newList("Would change", r.Change, r.ChangeN))
+	}
 	if r.WaitingN > 0 {
 		p.Lists = append(p.Lists, newList("Not in force", r.Waiting, r.WaitingN))
 	}

@@ -13,3 +13,26 @@ CREATE TABLE panics (
 );
 -- When a panic's run last proved that nothing is loaded.
 ALTER TABLE firewalls ADD COLUMN emptied_rev bigint NOT NULL DEFAULT 0;
+
+-- Changes that wait for somebody's word, and the word.
+CREATE TABLE approvals (
+    id         text COLLATE "C" NOT NULL PRIMARY KEY,
+    firewall   text COLLATE "C" NOT NULL,
+    state      text   NOT NULL,
+    why        text   NOT NULL,
+    rev        bigint NOT NULL,
+    created_at bigint NOT NULL,
+    expires_at bigint NOT NULL,
+    total      bigint NOT NULL,
+    removed    bigint NOT NULL,
+    ended      bigint NOT NULL,
+    added      bigint NOT NULL,
+    known      bigint NOT NULL,
+    head       bytea  NOT NULL, -- the first lines of diff
+    diff       bytea  NOT NULL, -- gzip
+    decided_by text   NOT NULL,
+    decided_at bigint NOT NULL,
+    decision   bytea  NOT NULL  -- why
+);
+CREATE UNIQUE INDEX approvals_open ON approvals (firewall) WHERE state IN ('waiting', 'approved', 'denied');
+ALTER TABLE firewalls DROP COLUMN approved;
