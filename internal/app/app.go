@@ -253,9 +253,6 @@ func (a *App) exempt(p netip.Prefix) (parry.Exemption, bool) { return a.policy.O
 
 // becomes is what stands for a match on a firewall, nil where it is taken as it is.
 func (a *App) becomes(fw *parry.Firewall, m parry.Match) []parry.Match {
-	if !a.state.Load().manifests[fw.Name].AfterNAT {
-		return nil
-	}
 	all, err := (*a.forwards.Load())[fw.Name].Translate(m)
 	if err != nil || len(all) == 1 && all[0] == m {
 		return nil

@@ -145,15 +145,17 @@ func TestClaims_whatAFirewallSaysOfItselfIsNeverBlocked(t *testing.T) {
 
 func TestBecomes_byTheConfigurationAndTheFirewallsWord(t *testing.T) {
 	t.Parallel()
-	k := newKeeper(t, "fw-a", "fw-b")
+	k := newKeeper(t, "fw-a", "fw-b", "fw-d")
 	a := netip.MustParseAddr
-	fws := []parry.Firewall{{Name: "fw-a"}, {Name: "fw-b", NAT: parry.NAT{Forwards: []parry.PortForward{{Destination: a("198.51.100.1"), To: a("10.0.0.7")}}}}, {Name: "fw-c"}}
+	fws := []parry.Firewall{{Name: "fw-a"}, {Name: "fw-b", NAT: parry.NAT{Forwards: []parry.PortForward{{Destination: a("198.51.100.1"), To: a("10.0.0.7")}}}},
+		{Name: "fw-c", NAT: parry.NAT{Forwards: []parry.PortForward{{Destination: a("198.51.100.1"), To: a("10.0.0.8")}}}}, {Name: "fw-d"}}
 	k.state.Store(&state{cfg: config.Default(), fleet: &parry.Fleet{Firewalls: fws}, manifests: map[string]bundle.Manifest{"fw-a": {AfterNAT: true}, "fw-b": {AfterNAT: true}}})
 	told := parry.FirewallFacts{Forwards: []parry.PortForward{{Destination: a("198.51.100.1"), Protocol: parry.ProtoTCP, Port: 443, PortEnd: 443, To: a("10.0.0.5"), ToPort: 8443}}}
 	k.says("fw-a", told)
 	k.says("fw-b", told)
+	k.says("fw-d", told) // its bundle filters before port forwarding
 	m := parry.Match{Source: netip.MustParsePrefix("203.0.113.7/32"), Destination: netip.MustParsePrefix("198.51.100.1/32"), Protocol: parry.ProtoTCP, Port: 443}
-	for i, want := range []string{"10.0.0.5/32 8443", "10.0.0.7/32 443", ""} {
+	for i, want := range []string{"10.0.0.5/32 8443", "10.0.0.7/32 443", "10.0.0.8/32 443", ""} {
 		got := ""
 		for _, to := range k.becomes(&fws[i], m) {
 			got += fmt.Sprintf("%s %d", to.Destination, to.Port)

@@ -102,7 +102,7 @@ func (a *App) refreshExemptions(ctx context.Context, st *state) error {
 	forwards := map[string]*nat.Table{}
 	for i := range st.fleet.Firewalls {
 		fw := &st.fleet.Firewalls[i]
-		forwards[fw.Name] = nat.Of(fw.NAT, facts[fw.Name].Forwards)
+		forwards[fw.Name] = nat.Of(fw.NAT, facts[fw.Name].Forwards, st.manifests[fw.Name].AfterNAT)
 	}
 	a.forwards.Store(&forwards)
 	told, err := a.claims.judge(ctx, a.store, a.policy, facts, now, a.log)

@@ -57,9 +57,10 @@ func New(configured, told []parry.PortForward) *Table {
 	return t
 }
 
-// Of makes a firewall's table, with what it tells unless that is not to count.
-func Of(n parry.NAT, told []parry.PortForward) *Table {
-	if n.IgnoreItsOwn {
+// Of makes a firewall's table: what the configuration says, and where its bundle filters after port forwarding what it tells, unless that is
+// not to count.
+func Of(n parry.NAT, told []parry.PortForward, after bool) *Table {
+	if n.IgnoreItsOwn || !after {
 		told = nil
 	}
 	return New(n.Forwards, told)

@@ -116,7 +116,7 @@ func (t *try) moved(ctx context.Context, now *parry.FirewallFacts) bool {
 	if err != nil {
 		return true // a run more than needed does no harm
 	}
-	next := nat.Of(t.fw.NAT, now.Forwards)
+	next := nat.Of(t.fw.NAT, now.Forwards, true)
 	blocks, _ := t.r.view.in(t.sc)
 	return slices.ContainsFunc(blocks, func(b standing) bool {
 		old, tooMany := was.Translate(b.Match)

@@ -417,20 +417,17 @@ func (l *lane) exemptDue(st *parry.FirewallState) time.Time {
 	return due
 }
 
-// natTable is how the firewall forwards, nil where its rules see destinations before that, or nothing is forwarded.
+// natTable is how the firewall forwards, nil where nothing is to be translated.
 func (l *lane) natTable(ctx context.Context, st *parry.FirewallState, fw *parry.Firewall, b *bundle.Manifest) (*nat.Table, error) {
 	m := &l.mem
-	if !b.AfterNAT {
-		return nil, nil
-	}
-	if m.forwardsRev != st.FactsRev {
+	if b.AfterNAT && m.forwardsRev != st.FactsRev {
 		facts, err := l.r.o.Store.Facts(ctx)
 		if err != nil {
 			return nil, err
 		}
 		m.forwards, m.forwardsRev = facts[l.name].Forwards, st.FactsRev
 	}
-	return nat.Of(fw.NAT, m.forwards), nil
+	return nat.Of(fw.NAT, m.forwards, b.AfterNAT), nil
 }
 
 // look makes the firewall dirty when its bundle has changed since the last apply.

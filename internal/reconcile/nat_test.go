@@ -129,26 +129,29 @@ func TestNAT_theConfigurationWinsAndCanTurnTheFirewallsOff(t *testing.T) {
 	forwarding(t, func(w *world, fw *firewall) {
 		id := w.put("203.0.113.7", at("198.51.100.1", parry.ProtoTCP, 443))
 		w.holds("203.0.113.7 10.0.0.5 tcp 8443 wan")
-		configure := func(n parry.NAT) {
-			w.mu.Lock()
-			fleet := *w.fleet
-			fleet.Firewalls = slices.Clone(fleet.Firewalls)
-			fleet.Firewalls[0].NAT = n
-			fleet.Firewalls[0].Digest += "x"
-			w.fleet = &fleet
-			w.mu.Unlock()
-			w.must(w.store.SyncFirewalls(w.ctx, fleet.Firewalls))
-			w.r.Reload()
-		}
-		configure(parry.NAT{Forwards: []parry.PortForward{portForward("198.51.100.1", parry.ProtoTCP, 443, "10.0.0.7", 443)}})
+		w.configure(parry.NAT{Forwards: []parry.PortForward{portForward("198.51.100.1", parry.ProtoTCP, 443, "10.0.0.7", 443)}})
 		w.holds("203.0.113.7 10.0.0.7 tcp 443 wan")
-		configure(parry.NAT{IgnoreItsOwn: true})
+		w.configure(parry.NAT{IgnoreItsOwn: true})
 		w.holds("203.0.113.7 198.51.100.1 tcp 443 wan")
 		w.becomes(id, "fw-a", parry.StateEnforced)
 	})
 }
 
-func TestNAT_aBundleThatFiltersBeforeItGetsWhatWasAsked(t *testing.T) {
+// configure gives fw-a these forwards, as a changed configuration does.
+func (w *world) configure(n parry.NAT) {
+	w.t.Helper()
+	w.mu.Lock()
+	fleet := *w.fleet
+	fleet.Firewalls = slices.Clone(fleet.Firewalls)
+	fleet.Firewalls[0].NAT = n
+	fleet.Firewalls[0].Digest += "x"
+	w.fleet = &fleet
+	w.mu.Unlock()
+	w.must(w.store.SyncFirewalls(w.ctx, fleet.Firewalls))
+	w.r.Reload()
+}
+
+func TestNAT_aBundleThatFiltersBeforeItGetsWhatWasAskedOrConfigured(t *testing.T) {
 	forwarding(t, func(w *world, fw *firewall) {
 		w.mu.Lock()
 		w.flags, w.digest = nil, strings.Repeat("b", 64)
@@ -156,6 +159,8 @@ func TestNAT_aBundleThatFiltersBeforeItGetsWhatWasAsked(t *testing.T) {
 		w.r.Reload()
 		w.put("203.0.113.7", at("198.51.100.1", parry.ProtoTCP, 443))
 		w.holds("203.0.113.7 198.51.100.1 tcp 443 wan")
+		w.configure(parry.NAT{Forwards: []parry.PortForward{portForward("198.51.100.1", parry.ProtoTCP, 443, "10.0.0.7", 443)}})
+		w.holds("203.0.113.7 10.0.0.7 tcp 443 wan")
 	})
 }
 
