@@ -170,16 +170,6 @@ func TestApply_hostileLinesActOnNothing(t *testing.T) {
 	}
 }
 
-func TestApply_badDesiredFileIsNamed(t *testing.T) {
-	t.Parallel()
-	f := start(t, "2.7.2")
-	f.mustApply(mixed, nil)
-	f.wantFailure(f.applyFile("203.0.113.5 - - - wan -", nil), "bad_desired") // cut off
-	f.wantFailure(f.apply(nil, vars{"parry_desired_file": "/nonexistent"}), "bad_desired")
-	f.wantFailure(f.apply(nil, vars{"parry_desired_file": "desired"}), "bad_desired")
-	f.wantProof(f.play("verify.yml", nil), mixed...)
-}
-
 func TestApply_limits(t *testing.T) {
 	t.Parallel()
 	f := start(t, "2.7.2")
@@ -214,63 +204,6 @@ func TestApply_limits(t *testing.T) {
 	wantRejects(t, a, want...)
 }
 
-func TestApply_fencing(t *testing.T) {
-	t.Parallel()
-	f := start(t, "2.7.2")
-	one, two := mixed[:3], mixed[3:5]
-	f.mustApply(one, vars{"parry_epoch": 5})
-	a := f.apply(two, vars{"parry_epoch": 4})
-	f.wantFailure(a, "stale_epoch")
-	if a.Parry.Epoch != 5 {
-		t.Errorf("the failure names epoch %d, want 5", a.Parry.Epoch)
-	}
-	a = f.apply(two, vars{"parry_epoch": 9, "parry_controller": "other"})
-	f.wantFailure(a, "foreign_controller")
-	if a.Parry.Controller != "test" {
-		t.Errorf("the failure names controller %q", a.Parry.Controller)
-	}
-	f.wantProof(f.play("verify.yml", nil), one...)
-	a = f.mustApply(two, vars{"parry_epoch": 1, "parry_controller": "other", "parry_adopt": true})
-	f.wantProof(a, two...)
-	f.wantFailure(f.apply(one, vars{"parry_epoch": 6}), "foreign_controller")
-}
-
-// What a controller has sent before travels with each run; one that knows less than the firewall was restored from a backup.
-func TestApply_aControllerThatForgotIsRefused(t *testing.T) {
-	t.Parallel()
-	f := start(t, "2.7.2")
-	at := func(sent, revision int) vars {
-		return vars{"parry_epoch": 5, "parry_sent_revision": sent, "parry_revision": revision}
-	}
-	one, two := mixed[:3], mixed[3:5]
-	f.mustApply(one, at(0, 100))
-	if a := f.mustApply(two, at(100, 140)); a.Parry.Revision != 140 {
-		t.Errorf("the answer names revision %d, want 140", a.Parry.Revision)
-	}
-	f.mustApply(two, at(140, 150)) // changes nothing, so the firewall stays at what changed it last
-	if a := f.play("verify.yml", nil); a.Parry.Revision != 140 {
-		t.Errorf("verify answers revision %d, want 140", a.Parry.Revision)
-	}
-	forgot := at(100, 900) // restored at 100; what came in since has raised its revision
-	forgot["parry_epoch"] = 6
-	for _, args := range [][]string{{"--check"}, nil} {
-		a := f.apply(one, forgot, args...)
-		f.wantFailure(a, "stale_revision")
-		if a.Parry.Revision != 140 {
-			t.Errorf("the failure names revision %d, want 140", a.Parry.Revision)
-		}
-	}
-	f.wantFailure(f.apply(one, vars{"parry_epoch": 5, "parry_revision": 120}), "stale_revision") // an old run by hand
-	f.wantProof(f.play("verify.yml", nil), two...)
-
-	forgot["parry_adopt"] = true
-	f.wantProof(f.mustApply(one, forgot), one...)
-	f.mustApply(two, vars{"parry_epoch": 6, "parry_sent_revision": 900, "parry_revision": 901})
-	// adopted, and nothing to change: the word counts for the next run all the same
-	f.mustApply(two, vars{"parry_epoch": 7, "parry_sent_revision": 10, "parry_revision": 20, "parry_adopt": true})
-	f.mustApply(one, vars{"parry_epoch": 7, "parry_sent_revision": 20, "parry_revision": 21})
-}
-
 func TestFlush_emptiesAndHoldsUntilAdopted(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"2.7.2", "2.8", "2.9"} {
@@ -303,34 +236,6 @@ func TestFlush_emptiesAndHoldsUntilAdopted(t *testing.T) {
 			if a = f.mustApply(mixed, nil); a.Changed {
 				t.Error("after the adoption a plain run changed something")
 			}
-		})
-	}
-}
-
-// parry judges a verify by its run_id, its held and by who it says controls the firewall.
-func TestVerify_tellsItsRunAndTheHoldThatAFlushLeaves(t *testing.T) {
-	t.Parallel()
-	for _, version := range []string{"2.7.2", "2.8", "2.9"} {
-		t.Run(version, func(t *testing.T) {
-			t.Parallel()
-			f := start(t, version)
-			verify := func(id, controller string, epoch int, held bool, args ...string) {
-				t.Helper()
-				a := f.play("verify.yml", vars{"parry_run_id": id}, args...)
-				if p := a.Parry; p.RunID != id || p.Controller != controller || p.Epoch != epoch || p.Held != held || a.Failed || a.Changed {
-					t.Errorf("%s: status %d, changed %t, %+v", id, a.Status, a.Changed, p)
-				}
-			}
-			verify("r-new", "", 0, false)
-			f.mustApply(mixed, vars{"parry_epoch": 3})
-			verify("r-01ABC", "test", 3, false)
-			f.play("flush.yml", nil)
-			verify("r-02", "test", 3, true)
-			verify("r-03", "test", 3, true, "--check")
-			f.mustApply(nil, vars{"parry_epoch": 4, "parry_adopt": true})
-			verify("r-04", "test", 4, false)
-			f.SSH("rm /conf/parry.json")
-			verify("r-05", "", 0, false)
 		})
 	}
 }

@@ -24,6 +24,7 @@ author: parry
 options:
   mode: {description: What to do., choices: [apply, verify, flush], required: true}
   desired_file: {description: Absolute path on the Ansible host; apply only., type: path}
+  exempt_file: {description: Absolute path on the Ansible host of what must never be dropped; apply only., type: path}
   loaded_file: {description: Absolute path on the Ansible host of a file to be made with the loaded entries; verify only., type: path}
   controller: {description: Who controls the firewall., type: str}
   epoch: {description: Fencing number; an older one is refused., type: int}
@@ -67,12 +68,14 @@ class ActionModule(ActionBase):
         del tmp
         try:
             run = self._settings()
-            desired = self._desired() if run["mode"] == "apply" else b""
+            apply = run["mode"] == "apply"
+            desired = self._text("desired_file") if apply else b""
+            exempt = self._text("exempt_file") if apply and self._task.args.get("exempt_file") else None
             loaded = self._loaded_file() if run["mode"] == "verify" else ""
         except Refused as refused:
             return dict(result, failed=True, msg=str(refused), parry={"failure": refused.code})
         run["loaded"] = loaded != ""
-        output = self._low_level_execute_command(COMMAND, in_data=program(run, desired))
+        output = self._low_level_execute_command(COMMAND, in_data=program(run, desired, exempt))
         found = answer(output)
         packed = found.pop("loaded", None)
         result.update(found)
@@ -118,19 +121,19 @@ class ActionModule(ActionBase):
             raise Refused("internal", "parry_loaded_file must be an absolute path on the Ansible host")
         return path
 
-    def _desired(self):
-        path = str(self._task.args.get("desired_file") or "")
+    def _text(self, name):
+        path = str(self._task.args.get(name) or "")
         if not os.path.isabs(path):
-            raise Refused("bad_desired", "parry_desired_file must be the absolute path of a file on the Ansible host")
+            raise Refused("bad_desired", f"parry_{name} must be the absolute path of a file on the Ansible host")
         try:
             with open(path, "rb") as file:
                 data = file.read(MAX_DESIRED + 1)
         except OSError as error:
-            raise Refused("bad_desired", f"cannot read parry_desired_file: {error}") from error
+            raise Refused("bad_desired", f"cannot read parry_{name}: {error}") from error
         if len(data) > MAX_DESIRED:
-            raise Refused("bad_desired", f"parry_desired_file is larger than {MAX_DESIRED >> 20} MiB")
+            raise Refused("bad_desired", f"parry_{name} is larger than {MAX_DESIRED >> 20} MiB")
         if data and not data.endswith(b"\n"):
-            raise Refused("bad_desired", "parry_desired_file does not end with a line end: it may have been cut off")
+            raise Refused("bad_desired", f"parry_{name} does not end with a line end: it may have been cut off")
         return data
 
 
@@ -171,7 +174,7 @@ def write_new(path, data):
         file.write(data)
 
 
-def program(run, desired):
+def program(run, desired, exempt):
     """PHP source: the parts without their opening tags, then the call. Literals are nowdocs, in which PHP interprets nothing."""
     parts = [b"<?php\n"]
     for path in sorted(glob.glob(os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "program", "*.php"))):
@@ -179,14 +182,16 @@ def program(run, desired):
             parts.append(file.read().removeprefix(b"<?php\n"))
     settings = base64.b64encode(json.dumps(run).encode())
     parts.append(b"\nparry_main(json_decode(base64_decode('" + settings + b"'), true), ")
-    if not desired:
-        parts.append(b"''")
-    elif desired.translate(None, PLAIN):
-        parts.append(b"base64_decode('" + base64.b64encode(desired) + b"')")
-    else:
-        parts.append(b"<<<'PARRYEND'\n" + desired + b"PARRYEND")
-    parts.append(b");\n")
+    parts.extend((literal(desired), b", ", b"null" if exempt is None else literal(exempt), b");\n"))
     return b"".join(parts)
+
+
+def literal(text):
+    if not text:
+        return b"''"
+    if text.translate(None, PLAIN):
+        return b"base64_decode('" + base64.b64encode(text) + b"')"
+    return b"<<<'PARRYEND'\n" + text + b"PARRYEND"
 
 
 def answer(output):

@@ -11,6 +11,14 @@ const PARRY_PORT_PROTOCOLS = ['tcp', 'udp', 'tcp/udp', 'sctp'];
  */
 const PARRY_NOBODY = ['inet' => '255.255.255.255', 'inet6' => 'ff00::'];
 
+/**
+ * What must never be dropped: one table, and ahead of all drops one match rule per family that tags its packets and decides nothing else. The
+ * drops leave tagged packets to the rules after them, so an exempt address gets past parry's rules and no further.
+ */
+const PARRY_EXEMPT = 'exempt';
+const PARRY_EXEMPT_RULES = ['exempt4' => 'inet', 'exempt6' => 'inet6'];
+const PARRY_TAG = 'parry_exempt';
+
 /** The name of a rule is a hash over what it matches, so every controller and every node of a pair finds the same one. */
 function parry_rule_id(string $family, string $destination, string $protocol, string $port, string $interface): string
 {
@@ -160,6 +168,21 @@ function parry_group(string $rest, array $firewall): array
     }
     return ['id' => parry_rule_id($family, $destination, $protocol, $port, $interface), 'family' => $family, 'destination' => $destination,
         'protocol' => $protocol, 'port' => $port, 'interface' => $interface];
+}
+
+/** @return list<string> the exempt addresses and prefixes, sorted */
+function parry_exempt_list(string $text): array
+{
+    $known = [];
+    foreach ($text === '' ? [] : explode("\n", rtrim($text, "\n")) as $i => $line) {
+        if (parry_prefix($line) === null) {
+            throw new ParryFailure('bad_desired', 'line ' . ($i + 1) . ' of parry_exempt_file is no address or prefix in its canonical form');
+        }
+        $known[$line] = true;
+    }
+    $list = array_values(array_diff(array_map('strval', array_keys($known)), PARRY_NOBODY));
+    sort($list, SORT_STRING);
+    return $list;
 }
 
 /** The columns after the source. */

@@ -15,26 +15,39 @@ function parry_table_path(string $id): string
 
 /**
  * Reads the loaded ruleset and tells which of our rules really stand in it: block, in, quick, and matching exactly what their name says, on
- * nothing but their own table. A rule that someone narrowed (a flag, a tag, another port) hashes to another name and does not count. No rule
- * counts while pf is switched off.
+ * nothing but their own table. A rule that someone narrowed (a flag, a tag, another port) hashes to another name and does not count, nor does
+ * one below a rule of others' that could let packets past it. No rule counts while pf is switched off.
  *
  * @param array<string,string> $real pf's interface name → key
- * @return array<string,array> groups without sources, by id
+ * @return array{rules: array<string,array>, exempt: bool} groups without sources, by id; whether what is exempt gets past each of our rules
  */
 function parry_loaded_rules(array $real): array
 {
-    $protocols = $rules = [];
+    $protocols = $rules = $exempt = [];
+    $users = $passed = false;
+    $tagged = true;
     $shown = (string)shell_exec('/sbin/pfctl -si 2>/dev/null; /sbin/pfctl -sr 2>/dev/null');
     if (preg_match('/^Status: Disabled/m', $shown)) {
-        return [];
+        return ['rules' => [], 'exempt' => false];
     }
     foreach (explode("\n", $shown) as $line) {
         $line = preg_replace('/\s+/', ' ', trim($line));
-        if (!str_starts_with($line, 'block ') || !preg_match('/^(.*?) from [<$]parry_([0-9a-f]{12})(?::\d+)?>? to (.*)$/D', $line, $part)) {
+        $users = $users || str_starts_with($line, 'anchor "userrules/');
+        $bare = preg_replace('/ (label "[^"]*"|ridentifier \d+|flags any|keep state)/', '', $line);
+        if (preg_match('/^match in (.*)from <parry_exempt(?::\d+)?> to (.*)tag ' . PARRY_TAG . '$/D', $bare, $part)) {
+            if (in_array($part[1], ['inet ', 'inet6 '], true) && $part[2] === 'any ') {        /* as it should be, not narrowed */
+                $exempt[trim($part[1])] = !$passed && !$protocols;
+            }
+            continue;
+        }
+        $passed = $passed || parry_lets_past($bare, $users || preg_match('/ label "(USER_RULE\b|tags=[^"]*\buser_rule\b)/', $line));
+        if ($passed || !str_starts_with($line, 'block ') || !preg_match('/^(.*?) from [<$]parry_([0-9a-f]{12})(?::\d+)?>? to (.*)$/D', $line, $part)) {
             continue;
         }
         [, $head, $id, $tail] = $part;
         $tail = preg_replace('/ (label "[^"]*"|ridentifier \d+|flags any)/', '', $tail);
+        $tail = preg_replace('/ ! tagged ' . PARRY_TAG . '(?= |$)/', '', $tail, -1, $leaves);
+        $tagged = $tagged && $leaves;
         if (preg_match('/ (flags|os|user|group|icmp6?-type|tos|tag|tagged|prio|probability|allow-opts|received-on|no state|fragment) /', "{$tail} ")
             || !preg_match('/^(any|[0-9a-f.:]+(?:\/\d+)?)(?: port (?:= )?([a-z0-9-]+))?(?: |$)/', $tail, $to)
             || !preg_match('/ in .*?\bquick on (\{[^}]*\}|\S+)(?: reply-to \([^)]*\))? (inet6?)(?: proto (\{[^}]*\}|\S+))?$/', $head, $from)) {
@@ -63,7 +76,19 @@ function parry_loaded_rules(array $real): array
             }
         }
     }
-    return $rules;
+    return ['rules' => $rules, 'exempt' => $tagged && array_filter($exempt) == ['inet' => true, 'inet6' => true]];
+}
+
+/**
+ * Whether a rule above ours could let packets past them: one of others' that passes and ends evaluation, or that sets a tag, of which a packet
+ * has but one. pfSense's own rules above the users' are as they were before parry, and stay.
+ */
+function parry_lets_past(string $rule, bool $by_user): bool
+{
+    if (preg_match('/^\S+(?: drop| return)? out /', $rule)) {
+        return false;
+    }
+    return str_contains("{$rule} ", ' tag ' . PARRY_TAG . ' ') || ($by_user && preg_match('/^pass .*\bquick\b|^(?!anchor).* tag /', $rule));
 }
 
 /**
@@ -91,14 +116,22 @@ function parry_loaded_tables(array $ids): array
     return $tables;
 }
 
-/** What is in force: the rules that stand, with what their tables hold. */
+/**
+ * What is in force: the rules that stand, with what their tables hold, and what is exempt from them.
+ *
+ * @return array{groups: array<string,array>, exempt: ?list<string>} exempt is sorted; null while it does not get past the rules
+ */
 function parry_loaded(array $real): array
 {
-    $groups = parry_loaded_rules($real);
-    foreach (parry_loaded_tables(array_keys($groups)) as $id => $entries) {
-        $groups[$id]['sources'] = $entries;
+    ['rules' => $groups, 'exempt' => $exempt] = parry_loaded_rules($real);
+    $tables = parry_loaded_tables(array_merge($exempt ? [PARRY_EXEMPT] : [], array_keys($groups)));
+    foreach (array_keys($groups) as $id) {
+        $groups[$id]['sources'] = $tables[$id];
     }
-    return $groups;
+    if ($exempt) {
+        sort($tables[PARRY_EXEMPT], SORT_STRING);
+    }
+    return ['groups' => $groups, 'exempt' => $exempt ? $tables[PARRY_EXEMPT] : null];
 }
 
 /** @return array{sha256: string, count: int, rules: int} the proof, over the lines of groups with sources */
@@ -191,9 +224,15 @@ function parry_capacity(): int
     return max(0, intdiv($limit - $bogons, 2) - $others);
 }
 
+/** Whether a table or alias is one of parry's drops. */
 function parry_is_alias(string $name): bool
 {
     return preg_match('/^parry_[0-9a-f]{12}$/D', $name) === 1;
+}
+
+function parry_is_ours(string $name): bool
+{
+    return parry_is_alias($name) || $name === parry_alias(PARRY_EXEMPT);
 }
 
 function parry_count_lines(string $path): int

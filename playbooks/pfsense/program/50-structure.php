@@ -4,30 +4,32 @@
 /** A rule is ours by its mark alone: an administrator's rule that uses one of our aliases stays his. */
 function parry_rule_mark($rule): ?string
 {
-    return is_array($rule) && preg_match('/^parry:([0-9a-f]{12})$/D', (string)($rule['descr'] ?? ''), $found) ? $found[1] : null;
+    return is_array($rule) && preg_match('/^parry:([0-9a-f]{12}|exempt[46])$/D', (string)($rule['descr'] ?? ''), $found) ? $found[1] : null;
 }
 
 /**
- * @return array{aliases: array<string,array>, rules: array<string,list<array>>, first: bool} ours by id; first = no floating pass rule that ends
- *         evaluation stands above one of ours
+ * @return array{aliases: array<string,array>, rules: array<string,list<array>>, first: bool} ours by id; first = no floating rule of others' that
+ *         passes and ends evaluation, or sets a tag, stands above one of ours, and no drop above an exemption
  */
 function parry_structure(): array
 {
     $aliases = $rules = [];
     foreach (parry_list('aliases/alias') as $alias) {
-        if (parry_is_alias((string)($alias['name'] ?? ''))) {
+        if (parry_is_ours((string)($alias['name'] ?? ''))) {
             $aliases[substr($alias['name'], 6)] = $alias;
         }
     }
     $first = true;
-    $passed = false;
+    $passed = $blocked = false;
     foreach (parry_list('filter/rule') as $rule) {
         $id = parry_rule_mark($rule);
         if ($id !== null) {
             $rules[$id][] = $rule;
-            $first = $first && !$passed;
-        } elseif (is_array($rule) && isset($rule['floating'], $rule['quick']) && !isset($rule['disabled']) && !in_array($rule['type'] ?? 'pass', ['block', 'reject', 'match'], true)) {
-            $passed = true;
+            $first = $first && !$passed && !($blocked && isset(PARRY_EXEMPT_RULES[$id]));
+            $blocked = $blocked || !isset(PARRY_EXEMPT_RULES[$id]);
+        } elseif (is_array($rule) && isset($rule['floating']) && !isset($rule['disabled'])) {
+            $passes = isset($rule['quick']) && !in_array($rule['type'] ?? 'pass', ['block', 'reject', 'match'], true);
+            $passed = $passed || $passes || ($rule['tag'] ?? '') !== '';
         }
     }
     return ['aliases' => $aliases, 'rules' => $rules, 'first' => $first];
@@ -52,9 +54,9 @@ function parry_wanted_alias(string $id): array
 }
 
 /** @param array{action: string, log: bool} $settings */
-function parry_wanted_rule(array $group, array $settings, int $tracker): array
+function parry_wanted_rule(array $group, array $settings): array
 {
-    $rule = ['id' => '', 'tracker' => (string)$tracker, 'type' => $settings['action'], 'floating' => 'yes', 'quick' => 'yes',
+    $rule = ['type' => $settings['action'], 'floating' => 'yes', 'quick' => 'yes',
         'interface' => $group['interface'], 'direction' => 'in', 'ipprotocol' => $group['family']];
     if ($group['protocol'] !== '-') {
         $rule['protocol'] = $group['protocol'];
@@ -71,8 +73,16 @@ function parry_wanted_rule(array $group, array $settings, int $tracker): array
     if ($group['port'] !== '-') {
         $rule['destination']['port'] = $group['port'];
     }
+    $rule['tagged'] = PARRY_TAG;
+    $rule['nottagged'] = '';
     $rule['descr'] = "parry:{$group['id']}";
     return $rule;
+}
+
+function parry_exempt_rule(string $id, string $family): array
+{
+    return ['type' => 'match', 'floating' => 'yes', 'interface' => 'any', 'direction' => 'in', 'ipprotocol' => $family,
+        'source' => ['address' => parry_alias(PARRY_EXEMPT)], 'destination' => ['any' => ''], 'tag' => PARRY_TAG, 'descr' => "parry:{$id}"];
 }
 
 /** What a rule does, without bookkeeping and the empty fields that the GUI adds when it saves one. */
@@ -82,7 +92,7 @@ function parry_rule_meaning(array $rule): array
     if (($rule['statetype'] ?? '') === 'keep state') {
         unset($rule['statetype']);
     }
-    $flags = ['any', 'log', 'tcpflags_any', 'disabled', 'not'];
+    $flags = ['any', 'log', 'tcpflags_any', 'nottagged', 'disabled', 'not'];
     foreach ($rule as $key => &$value) {
         if (is_array($value)) {
             $value = parry_rule_meaning($value);
@@ -96,12 +106,19 @@ function parry_rule_meaning(array $rule): array
     return $rule;
 }
 
+/** @return list<string> the ids of the aliases that rules use */
+function parry_alias_ids(array $rules): array
+{
+    return array_values(array_unique(array_map(fn($id) => isset(PARRY_EXEMPT_RULES[$id]) ? PARRY_EXEMPT : (string)$id, array_keys($rules))));
+}
+
 /**
- * Works out the rules to be: those that exist and are as wanted stay untouched, byte for byte.
+ * Works out the rules to be: exemptions, then drops. Those that exist and are as wanted stay untouched, byte for byte.
  *
+ * @param bool $exempt whether there are to be exemptions
  * @return array{rules: array<string,array>, changed: bool}
  */
-function parry_plan(array $groups, array $structure, array $settings): array
+function parry_plan(array $groups, bool $exempt, array $structure, array $settings): array
 {
     $used = [];
     foreach (parry_list('filter/rule') as $rule) {
@@ -109,10 +126,14 @@ function parry_plan(array $groups, array $structure, array $settings): array
             $used[(string)$rule['tracker']] = ($used[(string)$rule['tracker']] ?? 0) + 1;
         }
     }
-    $rules = [];
-    $changed = !$structure['first'] || array_diff_key($structure['rules'], $groups) || array_diff_key($structure['aliases'], $groups);
     ksort($groups, SORT_STRING);
-    foreach ($groups as $id => $group) {
+    $exemptions = $exempt ? PARRY_EXEMPT_RULES : [];
+    $wanted = array_combine(array_keys($exemptions), array_map('parry_exempt_rule', array_keys($exemptions), $exemptions))
+        + array_map(fn($group) => parry_wanted_rule($group, $settings), $groups);
+    $aliases = parry_alias_ids($wanted);
+    $changed = !$structure['first'] || array_diff_key($structure['rules'], $wanted) || array_diff_key($structure['aliases'], array_flip($aliases));
+    $rules = [];
+    foreach ($wanted as $id => $rule) {
         $old = $structure['rules'][$id][0] ?? null;
         $tracker = (int)($old['tracker'] ?? 0);
         if ($tracker < 900000000 || $tracker > 999999999 || $used[(string)$tracker] > 1) {
@@ -122,17 +143,19 @@ function parry_plan(array $groups, array $structure, array $settings): array
             }
             $used[(string)$tracker] = 1;
         }
-        $rule = parry_wanted_rule($group, $settings, $tracker);
+        $rule = ['id' => '', 'tracker' => (string)$tracker] + $rule;
         $same = $old !== null && count($structure['rules'][$id]) === 1 && (string)($old['tracker'] ?? '') === (string)$tracker
             && parry_rule_meaning($old) == parry_rule_meaning($rule);
         if (!$same) {
             $now = ['time' => (string)time(), 'username' => 'parry'];
             $rule += ['created' => $old['created'] ?? $now, 'updated' => $now];
         }
-        $alias = $structure['aliases'][$id] ?? [];
-        $wanted = parry_wanted_alias((string)$id);
-        $changed = $changed || !$same || array_intersect_key($alias, $wanted) != $wanted;
+        $changed = $changed || !$same;
         $rules[$id] = $same ? $old : $rule;
+    }
+    foreach ($aliases as $id) {
+        $alias = parry_wanted_alias($id);
+        $changed = $changed || array_intersect_key($structure['aliases'][$id] ?? [], $alias) != $alias;
     }
     return ['rules' => $rules, 'changed' => (bool)$changed];
 }
@@ -149,9 +172,9 @@ function parry_put(array $rules): void
             config_set_path('filter/separator/floatingrules', $moved);
         }
     }
-    $aliases = array_values(array_filter(parry_list('aliases/alias'), fn($alias) => !parry_is_alias((string)($alias['name'] ?? ''))));
-    foreach (array_keys($rules) as $id) {
-        $aliases[] = parry_wanted_alias((string)$id);
+    $aliases = array_values(array_filter(parry_list('aliases/alias'), fn($alias) => !parry_is_ours((string)($alias['name'] ?? ''))));
+    foreach (parry_alias_ids($rules) as $id) {
+        $aliases[] = parry_wanted_alias($id);
     }
     config_set_path('aliases/alias', $aliases);
     config_set_path('filter/rule', array_merge(array_values($rules), $others));
@@ -209,8 +232,15 @@ function parry_load_and_write(array $rules, string $hash, string $message): void
 function parry_reload_old(): void
 {
     parry_fresh_config();
+    parry_reload();
+}
+
+/** Loads the ruleset anew, also where 2.9 would skip it because it generated the same one before: pf may have been changed by hand since. */
+function parry_reload(): bool
+{
+    @file_put_contents(g_get('tmp_path') . '/rules.debug', '');
     alias_make_table();
-    filter_configure_sync(false);
+    return filter_configure_sync(false) === 0;
 }
 
 /** The last words of pfSense's own reload log; it does not return pf's message. */

@@ -10,7 +10,7 @@ const PARRY_FEW = 256;         /* entries that are changed in a table one by one
  * @param array{mode: string, check: bool, diff: bool, controller: string, epoch: int, revision: int, sent_revision: int, run_id: string,
  *              adopt: bool, max_rules: int, role: string, action: string, log: bool, kill_states: bool, loaded: bool} $run
  */
-function parry_main(array $run, string $desired): void
+function parry_main(array $run, string $desired, ?string $exempt): void
 {
     try {
         parry_require_api();
@@ -27,7 +27,7 @@ function parry_main(array $run, string $desired): void
         parry_fresh_config();
         $firewall = parry_interfaces();
         $answer = match ($run['mode']) {
-            'apply' => parry_apply($run, $desired, $firewall),
+            'apply' => parry_apply($run, $desired, $exempt, $firewall),
             'verify' => parry_verify($run, $firewall),
             'flush' => parry_flush($run, $firewall),
         };
@@ -43,7 +43,9 @@ function parry_main(array $run, string $desired): void
 /** The answer's common part: the proof and who holds the firewall. */
 function parry_facts(array $run, array $state, array $loaded, array $more = []): array
 {
-    return parry_proof($loaded) + $more + ['added' => 0, 'removed' => 0, 'rejected' => [], 'epoch' => $state['epoch'],
+    $exempt = $loaded['exempt'] ?? [];
+    $more += ['exempt_sha256' => hash('sha256', $exempt ? implode("\n", $exempt) . "\n" : ''), 'exempt_count' => count($exempt)];
+    return parry_proof($loaded['groups']) + $more + ['added' => 0, 'removed' => 0, 'rejected' => [], 'epoch' => $state['epoch'],
         'controller' => $state['controller'], 'revision' => $state['revision'], 'held' => $state['held'], 'run_id' => $run['run_id'], 'old_rules' => parry_old_rules(), 'version' => parry_version()] + parry_identity();
 }
 
@@ -59,7 +61,7 @@ function parry_verify(array $run, array $firewall): array
     $facts = parry_facts($run, parry_state_read(true), $loaded, ['capacity' => parry_capacity(), 'facts' => parry_network($firewall['keys'])]);
     $answer = ['changed' => false, 'msg' => "{$facts['count']} entries in force in {$facts['rules']} rules", 'parry' => $facts];
     if ($run['loaded']) {
-        $lines = parry_lines($loaded);
+        $lines = parry_lines($loaded['groups']);
         $answer['loaded'] = base64_encode(gzcompress($lines ? implode(" - - -\n", $lines) . " - - -\n" : '', 1));
     }
     return $answer;
@@ -85,7 +87,7 @@ function parry_claim(array $run, array $state): array
     return ['controller' => $run['controller'], 'epoch' => $run['epoch'], 'held' => false, 'revision' => min($state['revision'], $run['revision'])] + $state;
 }
 
-function parry_apply(array $run, string $desired, array $firewall): array
+function parry_apply(array $run, string $desired, ?string $exempt, array $firewall): array
 {
     $known = parry_state_read($run['adopt']);
     $state = parry_claim($run, $known);
@@ -97,8 +99,10 @@ function parry_apply(array $run, string $desired, array $firewall): array
     $own = parry_own_addresses();
     ['groups' => $groups, 'rejected' => $rejected] = parry_desired($desired, $firewall + ['own' => $own, 'protected' => parry_protected_addresses($own)]);
     unset($desired);
+    $exempt = $exempt === null ? parry_exempt_standing() : parry_exempt_list($exempt);
 
-    $loaded = parry_loaded($firewall['real']);
+    $before = parry_loaded($firewall['real']);
+    $loaded = $before['groups'];
     $structure = parry_structure();
     $capacity = parry_capacity();
     parry_limit($groups, $rejected, $run['max_rules'], $capacity, $structure['rules'], array_map(fn($group) => $group['sources'], $loaded));
@@ -106,17 +110,20 @@ function parry_apply(array $run, string $desired, array $firewall): array
     $wanted = $groups + $inert;
     $state['empty'] = array_map(fn($group) => $group['since'], $inert);
 
-    $missing = $secondary ? array_diff_key($groups, $structure['rules']) : [];
-    $plan = $secondary ? ['rules' => [], 'changed' => false] : parry_plan($wanted, $structure, $run);
-    $files = parry_stale_files($wanted);
-    $reload = !$plan['changed'] && array_diff_key($groups, $loaded, $missing);
+    $ahead = $wanted || $exempt ? [PARRY_EXEMPT => ['family' => 'inet', 'sources' => $exempt]] : [];     /* filled before the drops are */
+
+    $missing = $secondary ? array_diff_key($groups + ($exempt ? PARRY_EXEMPT_RULES : []), $structure['rules']) : [];
+    $plan = $secondary ? ['rules' => [], 'changed' => false] : parry_plan($wanted, (bool)$ahead, $structure, $run);
+    $files = parry_stale_files($ahead + $wanted);
+    $unexempt = $ahead && $before['exempt'] === null && !array_diff_key(PARRY_EXEMPT_RULES, $structure['rules']);
+    $reload = !$plan['changed'] && ($unexempt || array_diff_key($groups, $loaded, $missing));
     [$added, $removed] = parry_changes($loaded, $wanted);
-    $changed = $plan['changed'] || $reload || $files || $added || $removed;
+    $changed = $plan['changed'] || $reload || $files || $added || $removed || ($ahead && $before['exempt'] !== $exempt && !$missing);
     array_multisort(array_column($rejected, 'line'), $rejected);
     $counts = ['added' => count($added), 'removed' => count($removed), 'rejected' => $rejected, 'capacity' => $capacity];
-    $diff = $run['diff'] ? ['diff' => parry_diff($loaded, $wanted, $added, $removed)] : [];
+    $diff = $run['diff'] ? ['diff' => parry_diff($loaded, $wanted, $added, $removed, $before['exempt'] ?? [], $exempt)] : [];
     if ($run['check']) {
-        $facts = parry_facts($run, $known, $loaded, $counts);
+        $facts = parry_facts($run, $known, $before, $counts);
         return ['changed' => (bool)$changed, 'msg' => parry_summary('would be', $facts), 'parry' => $facts] + $diff;
     }
 
@@ -127,29 +134,28 @@ function parry_apply(array $run, string $desired, array $firewall): array
     try {
         if ($plan['changed']) {
             parry_load_and_write($plan['rules'], $hash, "{$counts['added']} added, {$counts['removed']} removed");
-        } elseif ($reload) {
-            alias_make_table();
-            if (filter_configure_sync(false) !== 0) {
-                throw new ParryFailure('pf_refused', 'pf did not load the ruleset. pf said: ' . parry_reload_status());
-            }
+        } elseif ($reload && !parry_reload()) {
+            throw new ParryFailure('pf_refused', 'pf did not load the ruleset. pf said: ' . parry_reload_status());
         }
-        if ($plan['changed'] || $reload) {
-            $loaded = parry_loaded($firewall['real']);
-        }
-        $loaded = parry_fill_tables($wanted, $loaded);
+        $now = $plan['changed'] || $reload ? parry_loaded($firewall['real']) : $before;
+        $now = parry_fill_tables($ahead + $wanted, ($now['exempt'] === null ? [] : [PARRY_EXEMPT => ['sources' => $now['exempt']]]) + $now['groups']);
+        $loaded = ['groups' => array_diff_key($now, $ahead), 'exempt' => $now[PARRY_EXEMPT]['sources'] ?? null];
     } catch (Throwable $failure) {          /* pfSense's own code may throw, too */
         parry_restore_tables($undo);
         throw $failure;
     }
     if (!$secondary) {
-        foreach (array_diff_key($structure['aliases'] + $structure['rules'], $wanted) as $id => $_) {
+        foreach (array_diff_key($structure['aliases'] + $structure['rules'], $ahead + $wanted) as $id => $_) {
             @unlink(parry_table_path((string)$id));
         }
     }
     if ($missing) {
         throw new ParryFailure('structure_missing', count($missing) . ' rules are not in this node\'s configuration yet; the table files are written: apply to the primary, let it sync, then run again');
     }
-    parry_require_loaded(array_diff_key($groups, $missing), $loaded);
+    parry_require_loaded($groups, $loaded['groups']);
+    if ($exempt && $loaded['exempt'] !== $exempt) {
+        throw new ParryFailure('pf_refused', 'the exemptions did not come into force as written; see Status > Filter Reload on the firewall');
+    }
     $counts['states_killed'] = $run['kill_states'] ? parry_kill_states($added) : 0;
     if ($changed || $state['empty'] != $known['empty']) {
         $held = parry_state_read(true)['held'];         /* a flush that could not wait for us may have set it */
@@ -218,14 +224,24 @@ function parry_changes(array $loaded, array $wanted): array
     return [$added, $removed];
 }
 
+/** What by hand nobody gave anew: the exemptions that the firewall has. */
+function parry_exempt_standing(): array
+{
+    return parry_exempt_list((string)@file_get_contents(parry_table_path(PARRY_EXEMPT)));
+}
+
 /** Up to 1000 entries in whole; beyond that only the lines that change, as a diff over 100,000 lines takes Ansible minutes. */
-function parry_diff(array $loaded, array $wanted, array $added, array $removed): array
+function parry_diff(array $loaded, array $wanted, array $added, array $removed, array $exempt_before = [], array $exempt_after = []): array
 {
     $line = fn($entry) => "{$entry[0]} " . parry_columns($entry[1]);
     $count = fn($groups) => array_sum(array_map(fn($group) => count($group['sources']), $groups));
     $small = $count($loaded) + $count($wanted) <= 2000;
     $before = $small ? parry_lines($loaded) : array_map($line, array_slice($removed, 0, 1000));
     $after = $small ? parry_lines($wanted) : array_map($line, array_slice($added, 0, 1000));
+    if ($exempt_before !== $exempt_after) {
+        array_unshift($before, ...array_map(fn($address) => "exempt {$address}", $exempt_before));
+        array_unshift($after, ...array_map(fn($address) => "exempt {$address}", $exempt_after));
+    }
     $text = fn($lines) => $lines ? implode("\n", $lines) . "\n" : '';
     return ['before' => $text($before), 'after' => $text($after), 'before_header' => 'in force', 'after_header' => 'desired'];
 }
@@ -306,18 +322,19 @@ function parry_flush(array $run, array $firewall): array
     $structure = parry_structure();
     $secondary = $run['role'] === 'secondary';      /* there the structure is the primary's, which would sync it back */
     $wanted = $secondary ? parry_inert([], $structure, [], PHP_INT_MAX) : [];
-    $plan = $secondary ? ['rules' => [], 'changed' => false] : parry_plan([], $structure, $run);
-    $files = $secondary ? parry_stale_files($wanted) : array_flip(preg_grep('/parry_[0-9a-f]{12}\.txt$/D', glob(PARRY_TABLES . '/parry_*.txt') ?: []));
-    [$added, $removed] = parry_changes($loaded, $wanted);
+    $plan = $secondary ? ['rules' => [], 'changed' => false] : parry_plan([], false, $structure, $run);
+    $files = $secondary ? parry_stale_files($wanted) : array_flip(preg_grep('/parry_([0-9a-f]{12}|exempt)\.txt$/D', glob(PARRY_TABLES . '/parry_*.txt') ?: []));
+    [$added, $removed] = parry_changes($loaded['groups'], $wanted);
     $changed = !$state['held'] || $plan['changed'] || $files || $removed;
-    $diff = $run['diff'] ? ['diff' => parry_diff($loaded, $wanted, $added, $removed)] : [];
+    $diff = $run['diff'] ? ['diff' => parry_diff($loaded['groups'], $wanted, $added, $removed)] : [];
     if ($changed && !$run['check']) {
         parry_state_write(['held' => true, 'run_id' => $run['run_id'], 'empty' => []] + $state);
         $state['held'] = true;
         parry_empty_tables();
         if ($secondary) {
             parry_write_tables($files);
-            $loaded = parry_fill_tables($wanted, parry_loaded($firewall['real']));
+            $loaded = parry_loaded($firewall['real']);
+            $loaded['groups'] = parry_fill_tables($wanted, $loaded['groups']);
         } else {
             array_map('unlink', array_keys($files));        /* first: should the load fail, the old rules come back without entries */
             try {

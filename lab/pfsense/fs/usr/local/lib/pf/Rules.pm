@@ -291,7 +291,12 @@ sub rule {
         } elsif ($w eq 'ridentifier') {
             $r{id} = shift(@t) // $self->fail('syntax error');
             $self->fail('syntax error') unless $r{id} =~ /^\d+$/;
-        } elsif ($w =~ /^(?:tag|tagged)$/) { my $v = shift(@t) // $self->fail('syntax error'); $v =~ s/^"(.*)"$/$1/; push @{ $r{opts} }, "$w $v" }
+        } elsif ($w =~ /^(?:tag|tagged|!)$/) {
+            if ($w eq '!') { $self->fail('syntax error') unless (shift(@t) // '') eq 'tagged'; $w = '! tagged' }
+            my $v = shift(@t) // $self->fail('syntax error');
+            $v =~ s/^"(.*)"$/$1/;
+            push @{ $r{tags} }, "$w $v";
+        }
         elsif ($w =~ /^(?:fragment|no-df|random-id|set|prio|min-ttl|max-mss|reassemble|tcp)$/) { push @{ $r{opts} }, $w }
         elsif ($action eq 'scrub') { push @{ $r{opts} }, $w }
         else { $self->fail('syntax error') }
@@ -355,7 +360,7 @@ sub render {
         push @o, "to $d";
         push @o, "port $dp" if defined $dp;
     }
-    my $state = $r->{state} // ($r->{head} =~ /^(?:pass|match)/ ? 'keep state' : '');
+    my $state = $r->{state} // ($r->{head} eq 'pass' ? 'keep state' : '');
     if (defined $r->{flags} && $r->{flags} ne 'any') { push @o, "flags $r->{flags}" }
     elsif ($r->{head} eq 'pass' && ($p eq '' || $p eq 'tcp') && $state ne 'no state') {
         push @o, defined $r->{flags} ? 'flags any' : 'flags S/SA';
@@ -366,6 +371,7 @@ sub render {
     push @o, 'allow-opts' if $r->{allow};
     push @o, map { "label \"$_\"" } @{ $r->{labels} };
     push @o, "ridentifier " . (0 + $r->{id}) if defined $r->{id};
+    push @o, (grep { /^tag / } @{ $r->{tags} // [] }), grep { !/^tag / } @{ $r->{tags} // [] };
     return [ join(' ', @o), $r->{labels} ];
 }
 
