@@ -441,6 +441,7 @@ func (e ListType) Valid() bool {
 const (
 	RoleAdmin    Role = "admin"
 	RoleApprover Role = "approver"
+	RoleAuditor  Role = "auditor"
 	RoleFeed     Role = "feed"
 	RoleOperator Role = "operator"
 	RoleReader   Role = "reader"
@@ -453,6 +454,8 @@ func (e Role) Valid() bool {
 	case RoleAdmin:
 		return true
 	case RoleApprover:
+		return true
+	case RoleAuditor:
 		return true
 	case RoleFeed:
 		return true
@@ -664,6 +667,57 @@ type ApprovalPage struct {
 // ApprovalState waiting: for a decision; approved: the next run may make the change; denied: the firewall stays as it is; applied: made; gone: there is no
 // such change any more; superseded: by a larger one; expired: not decided, or not used, in time
 type ApprovalState string
+
+// AuditHead defines model for AuditHead.
+type AuditHead struct {
+	// Base The last row that was pruned; 0: none was
+	Base int64  `json:"base"`
+	Hash string `json:"hash"`
+
+	// Seq 0: there is none yet
+	Seq int64 `json:"seq"`
+
+	// Whole The newest row that is stored is this one; else rows were cut off
+	Whole bool `json:"whole"`
+}
+
+// AuditPage defines model for AuditPage.
+type AuditPage struct {
+	Items []AuditRow `json:"items"`
+	Next  string     `json:"next,omitempty,omitzero"`
+}
+
+// AuditRow defines model for AuditRow.
+type AuditRow struct {
+	// Action A noun and a verb, as `block.add`
+	Action string `json:"action"`
+
+	// Actor A token's name; `local` for root at the socket, `parry` for parry itself, `-` for one who did not prove who it is
+	Actor string `json:"actor"`
+
+	// Detail A JSON object as text, or empty. Its values may be text of callers
+	Detail string `json:"detail"`
+	Hash   string `json:"hash"`
+	Object string `json:"object"`
+
+	// Outcome `done`; of a run its state; of a refusal its kind
+	Outcome string `json:"outcome"`
+
+	// Prev Hash of the row before; empty when that is missing
+	Prev string `json:"prev"`
+
+	// Remote The caller's address, or `socket`
+	Remote    string `json:"remote"`
+	RequestID string `json:"request_id"`
+	Role      string `json:"role"`
+
+	// Seq From 1, without gaps
+	Seq int64 `json:"seq"`
+
+	// Time RFC 3339, UTC, always with microseconds: the hash is over it as it stands
+	Time    string `json:"time"`
+	TokenID string `json:"token_id"`
+}
 
 // Block defines model for Block.
 type Block struct {
@@ -1674,7 +1728,7 @@ type TokenRequest struct {
 
 	// Rate Block requests a minute; 0 is the configuration's
 	Rate int  `json:"rate,omitempty,omitzero" validate:"min=0,max=1000000"`
-	Role Role `json:"role" validate:"required,oneof=feed trigger reader operator approver admin"`
+	Role Role `json:"role" validate:"required,oneof=feed trigger reader auditor operator approver admin"`
 
 	// Sources Addresses and prefixes that it may be used from; left out is any
 	Sources []string `json:"sources,omitempty,omitzero" validate:"max=64,dive,required,max=64"`
@@ -1763,6 +1817,36 @@ type ListApprovalsParamsStatus string
 type GetApprovalDiffParams struct {
 	// Limit The first so many lines; the default is all
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListAuditParams defines parameters for ListAudit.
+type ListAuditParams struct {
+	// Actor By this name, or the token of this id
+	Actor *string `form:"actor,omitempty" json:"actor,omitempty"`
+
+	// Action This action, or all of this noun: `block.end`, `block`
+	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// Object On exactly this object: a block's id, a firewall's name
+	Object *string `form:"object,omitempty" json:"object,omitempty"`
+
+	// Since Not before
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Before
+	Until *time.Time `form:"until,omitempty" json:"until,omitempty"`
+
+	// Limit Items a page, 1 to 1000; the default is 100
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor `next` of the page before
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ExportAuditParams defines parameters for ExportAudit.
+type ExportAuditParams struct {
+	// After Only rows with a greater number
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
 }
 
 // DeleteBlocksParams defines parameters for DeleteBlocks.
@@ -2178,6 +2262,28 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/approvals/{id}/diff (the `GetApprovalDiff` operationId).
 	GetApprovalDiff(ctx context.Context, id ApprovalID, params *GetApprovalDiffParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListAudit Who did what, newest first
+	//
+	// Corresponds with GET /api/v1/audit (the `ListAudit` operationId).
+	ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExportAudit The chain as JSON lines, oldest first
+	//
+	// One AuditRow a line. The hash of a row is the SHA-256, in hexadecimal, of netstrings (the length in bytes in decimal, `:`, the bytes, `,`) of
+	// prev, seq, time, actor, token_id, role, remote, action, object, outcome, detail and request_id, in this order, as UTF-8. prev is the hash of
+	// the row before, 64 zeros for the first, empty when that row is missing. An export that does not begin at 1 holds a row `audit.prune` whose
+	// detail has the number (through) and the hash of the last row that was pruned.
+	//
+	// Corresponds with GET /api/v1/audit/export (the `ExportAudit` operationId).
+	ExportAudit(ctx context.Context, params *ExportAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetAuditHead The end of the chain
+	//
+	// What an export is held against. A head that was kept elsewhere shows when the chain was written anew since.
+	//
+	// Corresponds with GET /api/v1/audit/head (the `GetAuditHead` operationId).
+	GetAuditHead(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteBlocks End the live blocks that match a filter
 	//
@@ -2768,6 +2874,58 @@ func (c *Client) Deny(ctx context.Context, id ApprovalID, body DenyJSONRequestBo
 // Corresponds with GET /api/v1/approvals/{id}/diff (the `GetApprovalDiff` operationId).
 func (c *Client) GetApprovalDiff(ctx context.Context, id ApprovalID, params *GetApprovalDiffParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetApprovalDiffRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListAudit Who did what, newest first
+//
+// Corresponds with GET /api/v1/audit (the `ListAudit` operationId).
+func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAuditRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExportAudit The chain as JSON lines, oldest first
+//
+// One AuditRow a line. The hash of a row is the SHA-256, in hexadecimal, of netstrings (the length in bytes in decimal, `:`, the bytes, `,`) of
+// prev, seq, time, actor, token_id, role, remote, action, object, outcome, detail and request_id, in this order, as UTF-8. prev is the hash of
+// the row before, 64 zeros for the first, empty when that row is missing. An export that does not begin at 1 holds a row `audit.prune` whose
+// detail has the number (through) and the hash of the last row that was pruned.
+//
+// Corresponds with GET /api/v1/audit/export (the `ExportAudit` operationId).
+func (c *Client) ExportAudit(ctx context.Context, params *ExportAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExportAuditRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetAuditHead The end of the chain
+//
+// What an export is held against. A head that was kept elsewhere shows when the chain was written anew since.
+//
+// Corresponds with GET /api/v1/audit/head (the `GetAuditHead` operationId).
+func (c *Client) GetAuditHead(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAuditHeadRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -4169,6 +4327,213 @@ func NewGetApprovalDiffRequest(server string, id ApprovalID, params *GetApproval
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
 		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListAuditRequest constructs an http.Request for the ListAudit method
+func NewListAuditRequest(server string, params *ListAuditParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/audit")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Actor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "actor", *params.Actor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Action != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "action", *params.Action, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Object != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "object", *params.Object, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewExportAuditRequest constructs an http.Request for the ExportAudit method
+func NewExportAuditRequest(server string, params *ExportAuditParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/audit/export")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetAuditHeadRequest constructs an http.Request for the GetAuditHead method
+func NewGetAuditHeadRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/audit/head")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -7005,6 +7370,34 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/approvals/{id}/diff (the `GetApprovalDiff` operationId).
 	GetApprovalDiffWithResponse(ctx context.Context, id ApprovalID, params *GetApprovalDiffParams, reqEditors ...RequestEditorFn) (*GetApprovalDiffResult, error)
 
+	// ListAuditWithResponse Who did what, newest first
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/audit (the `ListAudit` operationId).
+	ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResult, error)
+
+	// ExportAuditWithResponse The chain as JSON lines, oldest first
+	//
+	// One AuditRow a line. The hash of a row is the SHA-256, in hexadecimal, of netstrings (the length in bytes in decimal, `:`, the bytes, `,`) of
+	// prev, seq, time, actor, token_id, role, remote, action, object, outcome, detail and request_id, in this order, as UTF-8. prev is the hash of
+	// the row before, 64 zeros for the first, empty when that row is missing. An export that does not begin at 1 holds a row `audit.prune` whose
+	// detail has the number (through) and the hash of the last row that was pruned.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/audit/export (the `ExportAudit` operationId).
+	ExportAuditWithResponse(ctx context.Context, params *ExportAuditParams, reqEditors ...RequestEditorFn) (*ExportAuditResult, error)
+
+	// GetAuditHeadWithResponse The end of the chain
+	//
+	// What an export is held against. A head that was kept elsewhere shows when the chain was written anew since.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/audit/head (the `GetAuditHead` operationId).
+	GetAuditHeadWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetAuditHeadResult, error)
+
 	// DeleteBlocksWithResponse End the live blocks that match a filter
 	//
 	// Every filter that is given must match; at least one must be. What matched when it was asked is ended, some hundred blocks in a
@@ -7822,6 +8215,164 @@ func (r GetApprovalDiffResult) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetApprovalDiffResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListAuditResultDefaultHeaders the declared response headers of an HTTP default response for ListAudit
+type ListAuditResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ListAuditResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AuditPage
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListAuditResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListAuditResult) GetJSON200() *AuditPage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListAuditResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListAuditResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAuditResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAuditResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListAuditResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ExportAuditResultDefaultHeaders the declared response headers of an HTTP default response for ExportAudit
+type ExportAuditResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ExportAuditResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ExportAuditResultDefaultHeaders
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ExportAuditResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ExportAuditResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExportAuditResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExportAuditResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExportAuditResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetAuditHeadResultDefaultHeaders the declared response headers of an HTTP default response for GetAuditHead
+type GetAuditHeadResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type GetAuditHeadResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AuditHead
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetAuditHeadResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetAuditHeadResult) GetJSON200() *AuditHead {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetAuditHeadResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetAuditHeadResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetAuditHeadResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetAuditHeadResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetAuditHeadResult) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -10883,6 +11434,52 @@ func (c *ClientWithResponses) GetApprovalDiffWithResponse(ctx context.Context, i
 	return ParseGetApprovalDiffResult(rsp)
 }
 
+// ListAuditWithResponse Who did what, newest first
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/audit (the `ListAudit` operationId).
+func (c *ClientWithResponses) ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResult, error) {
+	rsp, err := c.ListAudit(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAuditResult(rsp)
+}
+
+// ExportAuditWithResponse The chain as JSON lines, oldest first
+//
+// One AuditRow a line. The hash of a row is the SHA-256, in hexadecimal, of netstrings (the length in bytes in decimal, `:`, the bytes, `,`) of
+// prev, seq, time, actor, token_id, role, remote, action, object, outcome, detail and request_id, in this order, as UTF-8. prev is the hash of
+// the row before, 64 zeros for the first, empty when that row is missing. An export that does not begin at 1 holds a row `audit.prune` whose
+// detail has the number (through) and the hash of the last row that was pruned.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/audit/export (the `ExportAudit` operationId).
+func (c *ClientWithResponses) ExportAuditWithResponse(ctx context.Context, params *ExportAuditParams, reqEditors ...RequestEditorFn) (*ExportAuditResult, error) {
+	rsp, err := c.ExportAudit(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExportAuditResult(rsp)
+}
+
+// GetAuditHeadWithResponse The end of the chain
+//
+// What an export is held against. A head that was kept elsewhere shows when the chain was written anew since.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/audit/head (the `GetAuditHead` operationId).
+func (c *ClientWithResponses) GetAuditHeadWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetAuditHeadResult, error) {
+	rsp, err := c.GetAuditHead(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetAuditHeadResult(rsp)
+}
+
 // DeleteBlocksWithResponse End the live blocks that match a filter
 //
 // Every filter that is given must match; at least one must be. What matched when it was asked is ended, some hundred blocks in a
@@ -12037,6 +12634,137 @@ func ParseGetApprovalDiffResult(rsp *http.Response) (*GetApprovalDiffResult, err
 	switch {
 	case true:
 		var headers GetApprovalDiffResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListAuditResult parses an HTTP response from a ListAuditWithResponse call
+func ParseListAuditResult(rsp *http.Response) (*ListAuditResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAuditResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AuditPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListAuditResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseExportAuditResult parses an HTTP response from a ExportAuditWithResponse call
+func ParseExportAuditResult(rsp *http.Response) (*ExportAuditResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExportAuditResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ExportAuditResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetAuditHeadResult parses an HTTP response from a GetAuditHeadWithResponse call
+func ParseGetAuditHeadResult(rsp *http.Response) (*GetAuditHeadResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetAuditHeadResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AuditHead
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers GetAuditHeadResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

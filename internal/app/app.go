@@ -76,6 +76,7 @@ type App struct {
 	forwards   atomic.Pointer[map[string]*nat.Table] // of each firewall, by the configuration and its own word
 	tcp, unix  net.Listener
 	warm       chan struct{}
+	anchored   int64 // the head of the audit that was logged last; upkeep's while that runs
 
 	cleanups []cleanup
 	closing  sync.Once
@@ -273,6 +274,8 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	defer a.log.Info("parry has ended")
 
+	a.started(ctx)
+
 	// The stages end one after the other: servers, then lanes, then the notifier. A failure of any ends all.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -300,6 +303,7 @@ func (a *App) Run(ctx context.Context) error {
 	stage(restCtx, "feeds", a.feeds.Run)
 	stage(restCtx, "active lists", a.lists.Run)
 	stage(restCtx, "upkeep", a.upkeep)
+	stage(restCtx, "refusals", a.api.Run)
 	stage(lanesCtx, "warm ssh", a.keepWarm)
 	lanes := stage(lanesCtx, "reconciler", a.reconciler.Run)
 	servers := a.serve(stage, ctx)
@@ -318,7 +322,9 @@ func (a *App) Run(ctx context.Context) error {
 	servers.shutdown(a.log)
 	<-lanes
 	stopRest()
-	return bg.Wait()
+	err := bg.Wait()
+	a.stopped(ctx, err)
+	return err
 }
 
 // servers are the HTTP servers on TCP and on the unix socket.

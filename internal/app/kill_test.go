@@ -1,7 +1,9 @@
 package app_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -18,6 +20,7 @@ import (
 	"time"
 
 	"github.com/parry/parry/api"
+	"github.com/parry/parry/internal/audit"
 	"github.com/parry/parry/internal/testenv"
 )
 
@@ -239,6 +242,7 @@ func killAgainAndAgain(t *testing.T, cycles int, more string) {
 			t.Errorf("lost: %s (%s) was acknowledged and is no live block", source, id)
 		}
 	}
+	verifyAudit(t, c)
 	runs := overlaps(t, filepath.Join(lab.Root, "root", "runs.log"))
 	for q := (&api.ListRunsParams{Limit: new(1000)}); ; {
 		l, err := c.ListRunsWithResponse(t.Context(), q)
@@ -262,6 +266,34 @@ func killAgainAndAgain(t *testing.T, cycles int, more string) {
 	if err := p.Wait(); err != nil {
 		t.Errorf("ended by SIGTERM: %v\n%s", err, p.log)
 	}
+}
+
+// verifyAudit holds the chain against its head: it is whole, with a start for each process.
+func verifyAudit(t *testing.T, c *api.ClientWithResponses) (actions map[string]int) {
+	t.Helper()
+	head, err := c.GetAuditHeadWithResponse(t.Context())
+	if err != nil || head.JSON200 == nil {
+		t.Fatalf("the head of the audit: %v", err)
+	}
+	r, err := c.ExportAuditWithResponse(t.Context(), &api.ExportAuditParams{})
+	if err != nil || r.StatusCode() != http.StatusOK {
+		t.Fatalf("the audit: %v", err)
+	}
+	actions = map[string]int{}
+	rep, err := audit.Verify(func(yield func(audit.Row, error) bool) {
+		for line := range bytes.Lines(r.Body) {
+			var row audit.Row
+			err := json.Unmarshal(line, &row)
+			actions[row.Action]++
+			if !yield(row, err) {
+				return
+			}
+		}
+	}, audit.Anchor{Seq: head.JSON200.Seq, Hash: head.JSON200.Hash})
+	if err != nil || len(rep.Problems) > 0 {
+		t.Errorf("the audit is not whole: %v, %v", rep.Problems, err)
+	}
+	return actions
 }
 
 // overlaps reads what runs noted on the firewall: one must not go on after another has begun.

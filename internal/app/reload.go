@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/parry/parry/internal/ansible"
+	"github.com/parry/parry/internal/audit"
 	"github.com/parry/parry/internal/bundle"
 	"github.com/parry/parry/internal/config"
 	"github.com/parry/parry/internal/nat"
@@ -24,6 +25,7 @@ import (
 const (
 	surveyEvery = 30 * time.Second // bundles are looked at, and a lost inventory is asked for again
 	findEvery   = 5 * time.Minute
+	headEvery   = 10 * time.Minute // the head of the audit goes into the log, if it has moved
 	pruneEvery  = time.Hour
 	warmEvery   = time.Minute
 	othersEvery = 2 * time.Second
@@ -158,8 +160,18 @@ func (a *App) replaceExemptions(ctx context.Context, source parry.ExemptionSourc
 	return nil
 }
 
-// Reload reads the configuration, the inventory and the bundles again. A configuration that cannot be used changes nothing.
+// Reload reads the configuration, the inventory and the bundles again. A configuration that cannot be used changes nothing. Either is audited.
 func (a *App) Reload(ctx context.Context) error {
+	err := a.reload(ctx)
+	e := parry.AuditEvent{Action: parry.ActReload, Detail: map[string]string{"config_sha256": a.config().Digest}}
+	if err != nil {
+		e.Outcome, e.Detail = "refused", map[string]string{"config_sha256": a.config().Digest, "why": audit.Plain(err.Error(), 1024)}
+	}
+	a.note(ctx, e)
+	return err
+}
+
+func (a *App) reload(ctx context.Context) error {
 	if a.o.Load == nil {
 		return errors.New("reload: there is no configuration file")
 	}
@@ -245,7 +257,8 @@ func keep(old, cfg *config.Config) {
 
 // upkeep does what has to be done now and then.
 func (a *App) upkeep(ctx context.Context) error {
-	survey, find, prune := time.NewTicker(surveyEvery), time.NewTicker(findEvery), time.NewTicker(pruneEvery)
+	survey, find, prune, head := time.NewTicker(surveyEvery), time.NewTicker(findEvery), time.NewTicker(pruneEvery), time.NewTicker(headEvery)
+	defer head.Stop()
 	defer survey.Stop()
 	defer find.Stop()
 	defer prune.Stop()
@@ -274,6 +287,8 @@ func (a *App) upkeep(ctx context.Context) error {
 			a.refind(ctx)
 		case <-applied:
 			heard = a.hear(ctx, heard)
+		case <-head.C:
+			a.anchor(ctx)
 		case <-soon.C:
 			a.prune(ctx)
 		case <-prune.C:
@@ -341,7 +356,7 @@ func (a *App) prune(ctx context.Context) {
 	r := st.cfg.Retention
 	p, err := a.store.Prune(ctx, parry.Retention{
 		EndedBlocks: r.EndedBlocks.D(), Runs: r.Runs.D(), RunCount: r.RunCount, Idempotency: r.Idempotency.D(), Outbox: r.Outbox.D(),
-		Offences: st.cfg.Escalation.Window.D(),
+		Offences: st.cfg.Escalation.Window.D(), Audit: r.Audit.D(),
 	})
 	if err != nil {
 		if ctx.Err() == nil {
@@ -351,7 +366,7 @@ func (a *App) prune(ctx context.Context) {
 	}
 	if p != (parry.Pruned{}) {
 		a.log.Info("pruned", "blocks", p.Blocks, "runs", p.Runs, "keys", p.Keys, "notifications", p.Notifications, "offenders", p.Offenders,
-			"list_entries", p.ListEntries, "approvals", p.Approvals)
+			"list_entries", p.ListEntries, "approvals", p.Approvals, "audit_rows", p.AuditRows)
 	}
 	if err := a.runner.Prune(r.Runs.D(), r.RunCount*max(1, len(st.fleet.Firewalls))); err != nil {
 		a.log.Error("prune the run directories", "err", err)

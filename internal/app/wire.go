@@ -130,6 +130,12 @@ func (a *App) checks() []httpapi.Check {
 		}},
 		{Name: "clock", Func: func(context.Context) error { return a.reconciler.ClockHeld() }},
 		{Name: "addresses", Advisory: true, Func: a.claims.check},
+		{Name: "audit", Advisory: true, Func: func(ctx context.Context) error {
+			if h, err := a.store.AuditHead(ctx); err == nil && !h.Tail { // else the database has a line of its own
+				return fmt.Errorf("the newest rows up to %d are missing: run parry audit verify", h.Seq)
+			}
+			return nil
+		}},
 		{Name: "channels", Advisory: true, Func: func(ctx context.Context) error {
 			all, err := a.notifier.States(ctx)
 			if err != nil {

@@ -55,10 +55,10 @@ func (r *Row) Sum(prev string) string {
 	return hex.EncodeToString(h[:])
 }
 
-// Plain makes a caller's words fit for a row: valid UTF-8 without control characters, at most so many bytes.
+// Plain makes a caller's words fit for a row: valid UTF-8 without control and formatting characters, at most so many bytes.
 func Plain(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) {
 			return utf8.RuneError
 		}
 		return r

@@ -183,7 +183,7 @@ func TestVerify_errorsOfTheReaderAreItsOwn(t *testing.T) {
 func TestPlain(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"ssh brute force": "ssh brute force", "a\x00b\nc\x1b[31m": "a�b�c�[31m", "\xff\xfe": "�", "日本語日本語": "日本語", "": "",
+		"ssh brute force": "ssh brute force", "a\x00b\nc\x1b[31m": "a�b�c�[31m", "\xff\xfe": "�", "a\u202eb": "a�b", "日本語日本語": "日本語", "": "",
 	} {
 		if got := audit.Plain(in, 16); got != want && !(utf8.ValidString(got) && strings.HasPrefix(got, want)) || len(got) > 16 {
 			t.Errorf("%q: %q, want %q", in, got, want)

@@ -83,6 +83,16 @@ func (a *Auth) Run(ctx context.Context) error {
 	}
 }
 
+// NotTaken is the refusal of a token that parry knows.
+type NotTaken struct {
+	Token  *parry.Token
+	Proven bool // the caller holds its secret
+	Err    *parry.Error
+}
+
+func (e *NotTaken) Error() string { return e.Err.Error() }
+func (e *NotTaken) Unwrap() error { return e.Err }
+
 func unauthenticated(format string, args ...any) error {
 	return parry.Errorf(parry.KindUnauthenticated, format, args...)
 }
@@ -145,15 +155,18 @@ func (a *Auth) authenticate(ctx context.Context, text string, remote netip.Addr,
 	}
 	hash := sha256.Sum256([]byte(secret))
 	t := &e.token
+	no := func(proven bool, k parry.Kind, format string, args ...any) (*parry.Principal, error) {
+		return nil, &NotTaken{t, proven, parry.Errorf(k, format, args...)}
+	}
 	switch now := a.o.Now(); {
 	case subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1:
-		return nil, unauthenticated("the token is not valid")
+		return no(false, parry.KindUnauthenticated, "the token is not valid")
 	case !t.RevokedAt.IsZero():
-		return nil, unauthenticated("the token was revoked")
+		return no(true, parry.KindUnauthenticated, "the token was revoked")
 	case !t.ExpiresAt.IsZero() && !now.Before(t.ExpiresAt):
-		return nil, unauthenticated("the token expired at %s", t.ExpiresAt.UTC().Format(time.RFC3339))
+		return no(true, parry.KindUnauthenticated, "the token expired at %s", t.ExpiresAt.UTC().Format(time.RFC3339))
 	case len(t.Sources) > 0 && !slices.ContainsFunc(t.Sources, func(p netip.Prefix) bool { return p.Contains(remote) }):
-		return nil, parry.Errorf(parry.KindForbidden, "the token may not be used from %s", remote)
+		return no(true, parry.KindForbidden, "the token may not be used from %s", remote)
 	}
 	pr := &parry.Principal{Token: *t, Remote: remote}
 	if a.o.Used != nil {

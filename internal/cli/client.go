@@ -180,12 +180,8 @@ func (s *shell) download(r *http.Response, err error) error {
 		return unreachable(err)
 	}
 	defer r.Body.Close() //nolint:errcheck // read only
-	if r.StatusCode != http.StatusOK {
-		p := new(api.Problem)
-		if json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(p) != nil {
-			p = nil
-		}
-		return refused(r.StatusCode, p)
+	if err := downloadable(r); err != nil {
+		return err
 	}
 	lines := bufio.NewReader(r.Body)
 	for {
@@ -200,6 +196,18 @@ func (s *shell) download(r *http.Response, err error) error {
 			return unreachable(err)
 		}
 	}
+}
+
+// downloadable turns an answer that is a problem into an error.
+func downloadable(r *http.Response) error {
+	if r.StatusCode == http.StatusOK {
+		return nil
+	}
+	p := new(api.Problem)
+	if json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(p) != nil {
+		p = nil
+	}
+	return refused(r.StatusCode, p)
 }
 
 func unreachable(err error) error {

@@ -49,7 +49,7 @@ into a file:  parry token create ossim --role trigger > ossim.token`,
 		},
 	}
 	f := create.Flags()
-	f.StringVar(&role, "role", "trigger", "feed, trigger, reader, operator, approver or admin")
+	f.StringVar(&role, "role", "trigger", "feed, trigger, reader, auditor, operator, approver or admin")
 	f.StringVar(&req.TTL, "for", "", "valid so `long`; left out is without end")
 	f.StringSliceVar(&req.Sources, "from", nil, "only from these `addresses` and prefixes")
 	f.StringSliceVar(&req.Firewalls, "on", nil, "may name only these `firewalls` and groups")

@@ -9,6 +9,8 @@ import "time"
 
 // Config is the whole configuration. Fields tagged `path` are absolute after Load.
 type Config struct {
+	Digest string // SHA-256 of the file, in hexadecimal; empty without one
+
 	Listen           string      `yaml:"listen"` // address:port of the HTTPS API; empty: only the unix socket
 	TLS              TLS         `yaml:"tls"`
 	Socket           string      `yaml:"socket" path:"true"` // unix socket of the local command line
@@ -129,6 +131,7 @@ type Retention struct {
 	RunCount    int      `yaml:"run_count"`
 	Idempotency Duration `yaml:"idempotency"`
 	Outbox      Duration `yaml:"outbox"`
+	Audit       Duration `yaml:"audit"` // 0: for ever
 }
 
 // Mail is where failure reports go. An empty Server sends none.
@@ -203,6 +206,7 @@ func Default() *Config {
 			RunCount:    500,
 			Idempotency: Duration(30 * 24 * time.Hour),
 			Outbox:      Duration(30 * 24 * time.Hour),
+			Audit:       Duration(2 * year),
 		},
 		Mail: Mail{Security: "starttls", Timeout: Duration(30 * time.Second)},
 		Log:  Log{Format: "text", Level: "info"},

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -65,7 +66,7 @@ func Load(path string, environ []string) (*Config, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
-		l.err.Path = path
+		l.err.Path, c.Digest = path, fmt.Sprintf("%x", sha256.Sum256(data))
 		l.file(c, data)
 	}
 	l.environment(c, environ)

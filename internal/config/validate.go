@@ -122,6 +122,9 @@ func (c *Config) Validate() []Problem {
 	v.count("retention.run_count", int64(t.RunCount), 1, 1_000_000)
 	v.within("retention.idempotency", t.Idempotency, time.Hour, year)
 	v.within("retention.outbox", t.Outbox, time.Hour, 100*year)
+	if t.Audit != 0 {
+		v.within("retention.audit", t.Audit, 24*time.Hour, 100*year)
+	}
 
 	v.lists(c)
 	v.mail(&c.Mail)

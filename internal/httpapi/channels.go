@@ -55,6 +55,11 @@ func (s *Server) TestChannel(c *gin.Context, name string) {
 	if err != nil {
 		out.Answer = err.Error()
 	}
+	outcome := "done"
+	if !out.Delivered {
+		outcome = "failed"
+	}
+	s.note(c.Request.Context(), parry.AuditEvent{Action: parry.ActNotifyTest, Object: name, Outcome: outcome})
 	s.o.Logger.InfoContext(c.Request.Context(), "a channel was tested", "channel", name, "delivered", out.Delivered, "by", principal(c).Token.Name)
 	s.answer(c, http.StatusOK, out)
 }

@@ -74,6 +74,7 @@ func (s *Server) fail(c *gin.Context, err error) {
 		s.o.Logger.LogAttrs(ctx, slog.LevelError, "a request failed", slog.String("request_id", requestID(c)), slog.Any("err", err))
 		e = parry.Errorf(parry.KindInternal, "the cause is in the service's log under this request_id")
 	}
+	s.refused(c, e, err)
 	k, ok := kinds[e.Kind]
 	if !ok {
 		k = kinds[parry.KindInternal]

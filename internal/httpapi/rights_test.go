@@ -80,6 +80,10 @@ var routes = map[string][]parry.Role{
 	"GET /api/v1/tokens":        atLeast(parry.RoleAdmin),
 	"POST /api/v1/tokens":       atLeast(parry.RoleAdmin),
 	"DELETE /api/v1/tokens/:id": atLeast(parry.RoleAdmin),
+
+	"GET /api/v1/audit":        {parry.RoleAuditor, parry.RoleAdmin},
+	"GET /api/v1/audit/head":   {parry.RoleAuditor, parry.RoleAdmin},
+	"GET /api/v1/audit/export": {parry.RoleAuditor, parry.RoleAdmin},
 }
 
 func atLeast(r parry.Role) []parry.Role { return parry.Roles[slices.Index(parry.Roles, r):] }

@@ -17,6 +17,7 @@ import (
 	"github.com/go-playground/validator/v10"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/parry/parry/internal/audit"
 	"github.com/parry/parry/internal/auth"
 	"github.com/parry/parry/internal/hooks"
 	"github.com/parry/parry/internal/lists"
@@ -59,6 +60,9 @@ type Store interface {
 	Tokens(ctx context.Context) ([]parry.Token, error)
 	RevokeToken(ctx context.Context, id parry.TokenID, by string) error
 	Applied(ctx context.Context) <-chan struct{}
+	Audit(ctx context.Context, events ...parry.AuditEvent) error
+	AuditRows(ctx context.Context, f parry.AuditFilter) (parry.Page[audit.Row], error)
+	AuditHead(ctx context.Context) (parry.AuditHead, error)
 }
 
 // RunFiles opens what a run left behind; fs.ErrNotExist when it is gone.
@@ -124,6 +128,7 @@ type Server struct {
 	validate *validator.Validate
 	metrics  *metrics
 	insist   *insisting
+	refusals refusals
 	scopes   atomic.Pointer[scopes]
 	recent   recent
 	waiters  atomic.Int64
@@ -133,7 +138,7 @@ type Server struct {
 	lookAgain time.Duration // how late those who wait notice what no run tells: a hold, a changed configuration
 }
 
-// New makes the server's handler; the listeners, the time-outs of their http.Server and [auth.ConnContext] are the caller's.
+// New makes the server's handler, whose refusals [Server.Run] writes down; the listeners, the time-outs of their http.Server and [auth.ConnContext] are the caller's.
 func New(o Options) (*Server, error) {
 	switch {
 	case o.Store == nil:
@@ -165,7 +170,7 @@ func New(o Options) (*Server, error) {
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 
-	s := &Server{o: o, validate: newValidator(), draining: make(chan struct{}), lookAgain: lookAgain}
+	s := &Server{o: o, validate: newValidator(), refusals: refusals{sums: map[refusalKey]*refusalSum{}, poke: make(chan struct{}, 1)}, draining: make(chan struct{}), lookAgain: lookAgain}
 	var err error
 	if s.doc, err = readDocument(); err != nil {
 		return nil, fmt.Errorf("read the OpenAPI document: %w", err)

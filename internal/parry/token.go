@@ -6,13 +6,15 @@ import (
 	"time"
 )
 
-// Role is a set of rights. Each includes those before it, except that a trigger may read only what it made, and no feeds.
+// Role is a set of rights. Each includes those before it, except that a trigger may read only what it made, and no feeds, and that only auditor
+// and admin read the audit.
 type Role string
 
 const (
 	RoleFeed     Role = "feed"     // read feeds
 	RoleTrigger  Role = "trigger"  // POST blocks, read the blocks that it made, end them where that is honoured
-	RoleReader   Role = "reader"   // read everything but tokens
+	RoleReader   Role = "reader"   // read everything but tokens and the audit
+	RoleAuditor  Role = "auditor"  // read everything but tokens
 	RoleOperator Role = "operator" // lift, shorten and extend blocks, prefixes, holds
 	RoleApprover Role = "approver" // exemptions, adopt, approve, retire
 	RoleAdmin    Role = "admin"    // tokens, blocks without end
@@ -35,6 +37,7 @@ const (
 	RightTakeOver   Right = "take-over"   // adopt, approve, retire
 	RightWithoutEnd Right = "without-end" // a block without end
 	RightTokens     Right = "tokens"
+	RightAudit      Right = "audit"      // read the audit
 	RightList       Right = "list"       // put entries on active lists
 	RightEditLists  Right = "edit-lists" // make and delete active lists, take entries off
 )
@@ -43,16 +46,17 @@ var rights = map[Role][]Right{
 	RoleFeed:    {RightFeed},
 	RoleTrigger: {RightBlock, RightReadOwn, RightUnblockOwn, RightList},
 	RoleReader:  {RightReadOwn, RightRead, RightFeed},
+	RoleAuditor: {RightReadOwn, RightRead, RightFeed, RightAudit},
 	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
 		RightEditLists},
 	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
 		RightEditLists, RightExempt, RightTakeOver},
 	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
-		RightEditLists, RightExempt, RightTakeOver, RightWithoutEnd, RightTokens},
+		RightEditLists, RightExempt, RightTakeOver, RightWithoutEnd, RightTokens, RightAudit},
 }
 
 // Roles lists every role, least first.
-var Roles = []Role{RoleFeed, RoleTrigger, RoleReader, RoleOperator, RoleApprover, RoleAdmin}
+var Roles = []Role{RoleFeed, RoleTrigger, RoleReader, RoleAuditor, RoleOperator, RoleApprover, RoleAdmin}
 
 // Rights lists what the role may do.
 func (r Role) Rights() []Right { return slices.Clone(rights[r]) }
