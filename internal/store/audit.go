@@ -308,7 +308,7 @@ func scanAudit(r *sql.Rows) (a audit.Row, err error) {
 // AuditRows lists the audit.
 func (s *Store) AuditRows(ctx context.Context, f parry.AuditFilter) (p parry.Page[audit.Row], err error) {
 	n := pageLimit(f.Limit)
-	at, err := readCursor('a', f.Cursor)
+	at, err := readCursor('u', f.Cursor)
 	if err != nil {
 		return p, err
 	}
@@ -348,7 +348,7 @@ func (s *Store) AuditRows(ctx context.Context, f parry.AuditFilter) (p parry.Pag
 	p.Items, err = collect(ctx, s.reads, auditQuery+w.String()+order+` LIMIT `+strconv.Itoa(n+1), w.args, scanAudit)
 	if len(p.Items) > n {
 		p.Items = p.Items[:n]
-		p.Next = cursor('a', strconv.FormatInt(p.Items[n-1].Seq, 10))
+		p.Next = cursor('u', strconv.FormatInt(p.Items[n-1].Seq, 10))
 	}
 	return p, s.wrap(err, "list the audit")
 }
