@@ -7,6 +7,7 @@ var rejectHints = map[string]string{
 	"too_many_forwards":    "The destination is forwarded to more inside addresses than may stand for a block. Name its port or the inside address.",
 	"source_protected":     "The source holds an address of the firewall itself, a gateway, a resolver or parry's host. Block something narrower.",
 	"exempt":               "An exemption overlaps the source.",
+	"expired":              "The firewall says that the block's time is over, and it is not: its clock is ahead. Set it (NTP); the next run then loads the block.",
 	"unknown_interface":    "The firewall has no such interface. Name one of its own, or map the name under the firewall's interfaces:.",
 	"unsupported_protocol": "This kind of firewall cannot match the protocol. Leave it out.",
 	"inexpressible":        "This kind of firewall has no such match. Leave out what it cannot match.",

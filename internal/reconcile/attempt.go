@@ -75,12 +75,13 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 			t.run.Kind, t.run.Revision = parry.RunCheck, t.sent.revision
 			return t.do(ctx)
 		}
-		if l.same(st, t.sent) && !l.exemptsDue(st) {
+		if l.same(st, t.sent) && !l.exemptsDue(st) && !l.shiftsDue() {
 			// What is proved is what is desired: a block that a wider one covers came or went.
 			if err := l.r.o.Store.AdvanceApplied(ctx, l.name, t.sent.revision); err != nil {
 				l.log.Error("advance the applied revision", "err", err)
 				return l.now().Add(5 * time.Second), false
 			}
+			m.ends.behind(t.sent)
 			return time.Time{}, true
 		}
 		if !st.Adopt {
@@ -167,10 +168,16 @@ func (l *lane) exemptsDue(st *parry.FirewallState) bool {
 	return !due.IsZero() && !l.now().Before(due)
 }
 
+// shiftsDue tells whether a run is due for moved ends alone.
+func (l *lane) shiftsDue() bool {
+	due := l.mem.ends.due
+	return !due.IsZero() && !l.now().Before(due)
+}
+
 // same tells whether a rendering is what the firewall is proved to hold, so that no run is needed.
 func (l *lane) same(st *parry.FirewallState, sent *rendering) bool {
 	return l.mem.sentSum == sent.sum && st.Proof.SHA256 == sent.sum && st.DirtyRev <= st.AppliedRev && !st.Incident.Open() && !l.mem.uncertain &&
-		len(l.mem.rejected) == 0 && len(sent.rejects) == 0 && !st.Adopt
+		len(l.mem.rejected) == 0 && len(sent.rejects) == 0 && !st.Adopt && l.mem.ends.last(sent)
 }
 
 // try is one run on its way.

@@ -58,7 +58,7 @@ type situation struct {
 	lastTry, lastVerify, lastAdvance time.Time
 	triedRelevant, triedDirty        parry.Revision // as they stood at the last try
 	triedVerify                      parry.Revision
-	exemptDue                        time.Time // as the lane's
+	exemptDue, endsDue               time.Time // as the lane's
 
 	verifyEvery, earlyAfter, advanceEvery, reconsiderAfter time.Duration
 }
@@ -80,6 +80,9 @@ func (s *situation) pending() bool {
 // exempts tells whether other exemptions are to be sent now.
 func (s *situation) exempts() bool { return !s.exemptDue.IsZero() && !s.now.Before(s.exemptDue) }
 
+// shifts tells whether ends that moved are to be sent now.
+func (s *situation) shifts() bool { return !s.endsDue.IsZero() && !s.now.Before(s.endsDue) }
+
 // want is what would be done if nothing had failed.
 func (s *situation) want() decision {
 	nextVerify := s.lastVerify.Add(s.verifyEvery)
@@ -88,7 +91,7 @@ func (s *situation) want() decision {
 		return decision{do: doRetire}
 	case s.probation:
 		return decision{do: doVerify}
-	case s.pending():
+	case s.pending(), s.shifts():
 		return decision{do: doApply}
 	case s.uncertain, !s.verified, s.state.VerifyRev > 0, !s.now.Before(nextVerify):
 		return decision{do: doVerify}
@@ -98,6 +101,9 @@ func (s *situation) want() decision {
 	until := nextVerify
 	if !s.exemptDue.IsZero() {
 		until = earliest(until, s.exemptDue)
+	}
+	if !s.endsDue.IsZero() {
+		until = earliest(until, s.endsDue)
 	}
 	if s.state.AppliedRev < s.any {
 		next := s.lastAdvance.Add(s.advanceEvery)

@@ -212,6 +212,9 @@ func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 	if t.bundle.Digest == m.applied.Digest {
 		m.trusted = t.bundle.Digest
 	}
+	if t.bundle.Manifest.Timeouts && m.ends.sent == nil { // what was told before the lane was taken is not known
+		m.ends.due = t.now()
+	}
 	f.Applied = true // at the revision that stands: only the time of the proof moves
 	if t.st.DirtyRev <= t.st.AppliedRev || t.st.Emptied() {
 		t.recovered(ctx, f)
@@ -224,6 +227,7 @@ func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (a
 	m := &t.mem
 	m.uncertain, m.lifted = false, false
 	m.applied, m.sent, m.sentSum, m.sentNAT = t.bundle.BundleRef, t.sent.keys(), "", t.nat
+	m.ends.told(t.sent, t.run.StartedAt)
 	rejects := maps.Clone(t.sent.rejects)
 	again := false
 	for i, code := range v.rejected {

@@ -60,19 +60,26 @@ func judgeApply(out *ansible.Outcome, sent *rendering, exempt *parry.ExemptFile,
 	if v.state != parry.RunSucceeded {
 		return v
 	}
+	skip := make(map[int]bool, len(out.Rejected))
 	if len(out.Rejected) > 0 {
 		v.rejected = make(map[int]string, len(out.Rejected))
-		skip := make(map[int]bool, len(out.Rejected))
 		for _, r := range out.Rejected {
 			if r.Line < 1 || r.Line > len(sent.lines) {
 				v.fail(parry.FailProof, "the firewall rejected line %d of %d", r.Line, len(sent.lines))
 				return v
 			}
-			v.rejected[r.Line-1], skip[r.Line-1] = r.Code, true
+			if skip[r.Line-1] = true; !sent.lapsed(r, run.EndedAt) {
+				v.rejected[r.Line-1] = r.Code
+			}
 		}
 		v.want.SHA256, v.want.Count = sent.sumWithout(skip), len(sent.lines)-len(skip)
 	}
 	got := out.Proof
+	if got.SHA256 != v.want.SHA256 && sent.ends != nil {
+		if less, ok := sent.without(skip, got, run.EndedAt); ok {
+			v.want.SHA256, v.want.Count = got.SHA256, len(sent.lines)-len(less)
+		}
+	}
 	switch {
 	case got.Controller != controller:
 		v.fail(parry.FailForeignController, "the proof is of controller %q", got.Controller)

@@ -72,6 +72,7 @@ type memory struct {
 	forwards    []parry.PortForward // the firewall's own, as of forwardsRev
 	forwardsRev parry.Revision
 	sentNAT     *nat.Table // what the last apply that succeeded was rendered with
+	ends        ends
 }
 
 // applied is a successful apply that does not count yet.
@@ -359,8 +360,13 @@ func (l *lane) step(ctx context.Context) (until time.Time, again bool) {
 	if st.Check != "" && (st.PanicRev == 0 || st.Emptied()) {
 		return l.asked(ctx, &st, fw, sc)
 	}
+	endsDue, look := l.endsDue(ctx, &st, sc)
 	s := l.situation(st, sc)
+	s.endsDue = endsDue
 	d := decide(s)
+	if !look.IsZero() && d.do == doWait && (d.until.IsZero() || look.Before(d.until)) {
+		d.until = look
+	}
 	if d.do == doApply && l.mem.gather {
 		if quiet := earliest(l.mem.relevantAt.Add(gatherQuiet), l.mem.lastEnd.Add(gatherMost)); now.Before(quiet) {
 			d = decision{state: LaneGathering, until: quiet}

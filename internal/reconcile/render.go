@@ -20,6 +20,7 @@ const (
 	rejectInexpressible = "inexpressible"     // bundle.yml says that the kind of firewall has no such match
 	rejectExempt        = "exempt"            // an exemption overlaps it
 	rejectInterface     = "unknown_interface" // no interface is named, and the firewall has no default
+	rejectExpired       = "expired"           // by the firewall's clock; parry's says otherwise, else it is none
 	rejectForwards      = "too_many_forwards" // its destination is forwarded to more inside addresses than may stand for a block
 )
 
@@ -41,6 +42,7 @@ type rendering struct {
 	sum      string // hex SHA-256 over the keys, each followed by a line end
 	blocks   int    // that the firewall is meant for, those that it cannot express included
 	rejects  map[parry.BlockID]string
+	ends     map[parry.BlockID]int64 // as of then, of the blocks that have lines or are covered; nil where the firewall keeps none
 }
 
 // renderer makes a firewall's entries of blocks.
@@ -106,11 +108,17 @@ func (r *renderer) render(rev parry.Revision, blocks []standing) *rendering {
 	matches := make([]parry.Match, 0, len(blocks))
 	of := make([]int, 0, len(blocks)) // the block of each match
 	arena := make([]byte, 0, 48*len(blocks))
+	if r.manifest.Timeouts {
+		out.ends = make(map[parry.BlockID]int64, len(blocks))
+	}
 	for i := range blocks {
 		var code string
 		if matches, code = r.resolve(matches, blocks[i].Match); code != "" {
 			out.rejects[blocks[i].id] = code
 			continue
+		}
+		if out.ends != nil {
+			out.ends[blocks[i].id] = blocks[i].expires
 		}
 		for k := len(of); k < len(matches); k++ {
 			arena = parry.Entry{Match: matches[k]}.AppendKey(arena)

@@ -30,6 +30,7 @@ type view struct {
 	rev     parry.Revision
 	blocks  map[parry.BlockID]standing
 	touched map[parry.Selector]parry.Revision // the newest change of a selector's blocks, since the view was first read
+	shifted map[parry.Selector]parry.Revision // the newest refresh that found the end of one moved
 }
 
 // refresh brings the view to the store's present. It returns after a refresh that began after it was called.
@@ -44,12 +45,16 @@ func (v *view) refresh(ctx context.Context) error {
 	defer v.mu.Unlock()
 	if v.blocks == nil {
 		v.blocks = make(map[parry.BlockID]standing, len(ch.Blocks))
-		v.touched = map[parry.Selector]parry.Revision{}
+		v.touched, v.shifted = map[parry.Selector]parry.Revision{}, map[parry.Selector]parry.Revision{}
 	}
 	for i := range ch.Blocks {
 		b := &ch.Blocks[i]
 		if b.Live() {
-			v.blocks[b.ID] = stand(b)
+			now := stand(b)
+			if was, ok := v.blocks[b.ID]; ok && was.expires != now.expires {
+				v.shifted[b.Selector] = ch.Revision
+			}
+			v.blocks[b.ID] = now
 		} else {
 			delete(v.blocks, b.ID)
 		}
@@ -102,6 +107,18 @@ func (v *view) relevant(s *scope) (newest, any parry.Revision) {
 	return newest, any
 }
 
+// moved is as of when the newest end in the scope moved; 0: none has.
+func (v *view) moved(s *scope) (newest parry.Revision) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for sel, r := range v.shifted {
+		if r > newest && s.has(sel) {
+			newest = r
+		}
+	}
+	return newest
+}
+
 // revision is the one as of which the view is.
 func (v *view) revision() parry.Revision {
 	v.mu.RLock()
@@ -135,6 +152,17 @@ func (v *view) count(s *scope, applied parry.Revision) (all, above int) {
 		}
 	}
 	return all, above
+}
+
+// each calls f for the blocks of the scope.
+func (v *view) each(s *scope, f func(*standing)) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for _, b := range v.blocks {
+		if s.has(b.Selector) {
+			f(&b)
+		}
+	}
 }
 
 // block finds a standing block.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -51,7 +52,9 @@ type world struct {
 // firewall plays what a bundle and a firewall do together.
 type firewall struct {
 	mu         sync.Mutex
-	held       []string // keys that are loaded
+	held       []string         // keys that are loaded
+	ends       map[string]int64 // where the bundle has timeouts: when the firewall lets go of a key
+	ahead      time.Duration    // of its clock
 	epoch      int64
 	revision   int64
 	controller string
@@ -344,7 +347,16 @@ func (f *firewall) set(change func(*firewall)) {
 func (f *firewall) holds() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.letGo()
 	return slices.Clone(f.held)
+}
+
+// letGo ends what has timed out.
+func (f *firewall) letGo() {
+	f.held = slices.DeleteFunc(f.held, func(k string) bool {
+		x := f.ends[k]
+		return x != 0 && time.Now().Add(f.ahead).Unix() >= x
+	})
 }
 
 func (f *firewall) count() int {
@@ -477,9 +489,11 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 	out := &ansible.Outcome{
 		State: parry.RunSucceeded, Dir: dir, Details: map[string]any{"revision": json.Number(fmt.Sprint(f.revision))},
 	}
+	f.letGo()
 	claim := f.held
 	if s.Kind != parry.RunVerify {
 		var keep []string
+		ends := map[string]int64{}
 		for i, ln := range bytes.Split(bytes.TrimSuffix(s.Desired, []byte{'\n'}), []byte{'\n'}) {
 			if len(s.Desired) == 0 {
 				break
@@ -490,6 +504,13 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 				if strings.HasPrefix(key, p) {
 					code = c
 				}
+			}
+			if x, err := strconv.ParseInt(string(ln[len(key)+1:]), 10, 64); err == nil {
+				now := time.Now().Add(f.ahead).Unix()
+				if x <= now {
+					code = "expired"
+				}
+				ends[key] = max(x, now+10)
 			}
 			if code != "" {
 				out.Rejected = append(out.Rejected, ansible.Rejection{Line: i + 1, Code: code})
@@ -503,7 +524,7 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 			return out, nil
 		}
 		if !f.echo && f.liesWith != s.Bundle.Digest {
-			f.held = keep
+			f.held, f.ends = keep, ends
 		}
 		if s.Exempt != nil {
 			f.exempt = string(s.Exempt)
