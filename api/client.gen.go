@@ -152,6 +152,7 @@ func (e BlockRequestProtocol) Valid() bool {
 // Defines values for BlockState.
 const (
 	BlockStateDegraded BlockState = "degraded"
+	BlockStateDrifted  BlockState = "drifted"
 	BlockStateEnforced BlockState = "enforced"
 	BlockStateHeld     BlockState = "held"
 	BlockStateLifted   BlockState = "lifted"
@@ -164,6 +165,8 @@ const (
 func (e BlockState) Valid() bool {
 	switch e {
 	case BlockStateDegraded:
+		return true
+	case BlockStateDrifted:
 		return true
 	case BlockStateEnforced:
 		return true
@@ -431,6 +434,27 @@ func (e ListType) Valid() bool {
 	case ListTypeIP:
 		return true
 	case ListTypeUser:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Reality.
+const (
+	RealityDrifted Reality = "drifted"
+	RealityOk      Reality = "ok"
+	RealityUnknown Reality = "unknown"
+)
+
+// Valid indicates whether the value is a known member of the Reality enum.
+func (e Reality) Valid() bool {
+	switch e {
+	case RealityDrifted:
+		return true
+	case RealityOk:
+		return true
+	case RealityUnknown:
 		return true
 	default:
 		return false
@@ -974,6 +998,27 @@ type DecisionRequest struct {
 	Reason string `json:"reason,omitempty,omitzero" validate:"max=1024"`
 }
 
+// Drift defines model for Drift.
+type Drift struct {
+	// Exempt Other exemptions than proved stand ahead of the drops
+	Exempt bool `json:"exempt,omitempty,omitzero"`
+
+	// Extra The first 100 that are loaded and should not be
+	Extra  []string `json:"extra,omitempty,omitzero"`
+	ExtraN int      `json:"extra_n"`
+
+	// Missing The first 100 entries that should be loaded and are not, as the desired file writes them
+	Missing  []string `json:"missing,omitempty,omitzero"`
+	MissingN int      `json:"missing_n"`
+
+	// RunID The verify that found it last
+	RunID string    `json:"run_id"`
+	Since time.Time `json:"since"`
+
+	// Unlisted The bundle hands over no entries: no more is known than that they differ
+	Unlisted bool `json:"unlisted,omitempty,omitzero"`
+}
+
 // EndedBlock defines model for EndedBlock.
 type EndedBlock struct {
 	Block Block `json:"block"`
@@ -1076,6 +1121,9 @@ type Explanation struct {
 
 	// Lists The entries of active lists that cover it, one of each list
 	Lists []ListEntry `json:"lists"`
+
+	// Loaded The entries on firewalls whose source contains the address, with what they dropped, as last read; at most 100
+	Loaded []LoadedEntry `json:"loaded,omitempty,omitzero"`
 
 	// Offender What is known of a source's offences. An offence is a block that begins while none of the source stands; an IPv6 address counts as its
 	// /64. The ladder gives each offence its least lifetime.
@@ -1199,6 +1247,7 @@ type Firewall struct {
 	Approved      bool   `json:"approved,omitempty,omitzero"`
 	Bundle        string `json:"bundle"`
 	DirtyRevision int64  `json:"dirty_revision"`
+	Drift         Drift  `json:"drift,omitempty,omitzero"`
 	Epoch         int64  `json:"epoch"`
 
 	// Facts What the firewall says of itself, as its last verify answered; only for one firewall asked by name, and left out where its bundle tells nothing.
@@ -1226,6 +1275,10 @@ type Firewall struct {
 	// Proof What the firewall itself reported
 	Proof    Proof     `json:"proof,omitempty,omitzero"`
 	ProvedAt time.Time `json:"proved_at,omitempty,omitzero"`
+
+	// Reality What is known of what the firewall really holds. ok: read back, and as it was proved; drifted: read back, and something else than was proved; unknown: it
+	// was never read, cannot be read now, or was not read for three verifies; what is told as enforced is then as it was last proved, at `proved_at`.
+	Reality Reality `json:"reality"`
 
 	// Rejects Only for one firewall asked by name
 	Rejects  []Reject `json:"rejects,omitempty,omitzero"`
@@ -1482,6 +1535,45 @@ type ListPutResult struct {
 // ListType defines model for ListType.
 type ListType string
 
+// LoadedEntry defines model for LoadedEntry.
+type LoadedEntry struct {
+	// At In an explanation, when it was read
+	At          time.Time `json:"at,omitempty,omitzero"`
+	Bytes       *int64    `json:"bytes,omitempty"`
+	Destination string    `json:"destination,omitempty,omitzero"`
+
+	// ExpiresAt When the firewall itself lets it end
+	ExpiresAt time.Time `json:"expires_at,omitempty,omitzero"`
+
+	// Firewall In an explanation
+	Firewall string `json:"firewall,omitempty,omitzero"`
+
+	// Interface The firewall's own name
+	Interface string `json:"interface,omitempty,omitzero"`
+
+	// Packets Dropped since it was loaded; left out where the firewall does not count
+	Packets  *int64 `json:"packets,omitempty"`
+	Port     int    `json:"port,omitempty,omitzero"`
+	Protocol string `json:"protocol,omitempty,omitzero"`
+	Source   string `json:"source"`
+}
+
+// LoadedList defines model for LoadedList.
+type LoadedList struct {
+	// At When it was read
+	At    time.Time     `json:"at,omitempty,omitzero"`
+	Items []LoadedEntry `json:"items"`
+
+	// Next Cursor of the next page; left out on the last
+	Next string `json:"next,omitempty,omitzero"`
+
+	// RunID The verify that read it
+	RunID string `json:"run_id,omitempty,omitzero"`
+
+	// Total Entries in all
+	Total int `json:"total"`
+}
+
 // Lookup defines model for Lookup.
 type Lookup struct {
 	// Entries By list, one of each
@@ -1622,6 +1714,10 @@ type ReadyProblem struct {
 	// Detail For callers with the right read
 	Detail string `json:"detail,omitempty,omitzero"`
 }
+
+// Reality What is known of what the firewall really holds. ok: read back, and as it was proved; drifted: read back, and something else than was proved; unknown: it
+// was never read, cannot be read now, or was not read for three verifies; what is told as enforced is then as it was last proved, at `proved_at`.
+type Reality string
 
 // Reject defines model for Reject.
 type Reject struct {
@@ -2017,6 +2113,18 @@ type HeadFeedParams struct {
 
 	// Value Of geo, map (1) and the CDB formats (the feed's name): what stands beside each key
 	Value *FeedValue `form:"value,omitempty" json:"value,omitempty"`
+}
+
+// ListFirewallEntriesParams defines parameters for ListFirewallEntries.
+type ListFirewallEntriesParams struct {
+	// Address Only entries whose source contains it
+	Address *string `form:"address,omitempty" json:"address,omitempty"`
+
+	// Limit Entries at most
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor `next` of the page before
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // HookWazuhJSONBody defines parameters for HookWazuh.
@@ -2456,6 +2564,13 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/firewalls/{name}/approve (the `ApproveFirewall` operationId).
 	ApproveFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListFirewallEntries What a firewall held when it was last read, entry by entry
+	//
+	// As its last verify handed it over, in order. Empty, without `at`, where its bundle hands over nothing, or nothing yet.
+	//
+	// Corresponds with GET /api/v1/firewalls/{name}/entries (the `ListFirewallEntries` operationId).
+	ListFirewallEntries(ctx context.Context, name FirewallName, params *ListFirewallEntriesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ReleaseFirewall Apply to a firewall again
 	//
@@ -3328,6 +3443,23 @@ func (c *Client) AdoptFirewall(ctx context.Context, name FirewallName, reqEditor
 // Corresponds with POST /api/v1/firewalls/{name}/approve (the `ApproveFirewall` operationId).
 func (c *Client) ApproveFirewall(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewApproveFirewallRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListFirewallEntries What a firewall held when it was last read, entry by entry
+//
+// As its last verify handed it over, in order. Empty, without `at`, where its bundle hands over nothing, or nothing yet.
+//
+// Corresponds with GET /api/v1/firewalls/{name}/entries (the `ListFirewallEntries` operationId).
+func (c *Client) ListFirewallEntries(ctx context.Context, name FirewallName, params *ListFirewallEntriesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListFirewallEntriesRequest(c.Server, name, params)
 	if err != nil {
 		return nil, err
 	}
@@ -5859,6 +5991,91 @@ func NewApproveFirewallRequest(server string, name FirewallName) (*http.Request,
 	return req, nil
 }
 
+// NewListFirewallEntriesRequest constructs an http.Request for the ListFirewallEntries method
+func NewListFirewallEntriesRequest(server string, name FirewallName, params *ListFirewallEntriesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/firewalls/%s/entries", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Address != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "address", *params.Address, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewReleaseFirewallRequest constructs an http.Request for the ReleaseFirewall method
 func NewReleaseFirewallRequest(server string, name FirewallName) (*http.Request, error) {
 	var err error
@@ -7603,6 +7820,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/firewalls/{name}/approve (the `ApproveFirewall` operationId).
 	ApproveFirewallWithResponse(ctx context.Context, name FirewallName, reqEditors ...RequestEditorFn) (*ApproveFirewallResult, error)
+
+	// ListFirewallEntriesWithResponse What a firewall held when it was last read, entry by entry
+	//
+	// As its last verify handed it over, in order. Empty, without `at`, where its bundle hands over nothing, or nothing yet.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/firewalls/{name}/entries (the `ListFirewallEntries` operationId).
+	ListFirewallEntriesWithResponse(ctx context.Context, name FirewallName, params *ListFirewallEntriesParams, reqEditors ...RequestEditorFn) (*ListFirewallEntriesResult, error)
 
 	// ReleaseFirewallWithResponse Apply to a firewall again
 	//
@@ -9515,6 +9741,61 @@ func (r ApproveFirewallResult) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ApproveFirewallResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListFirewallEntriesResultDefaultHeaders the declared response headers of an HTTP default response for ListFirewallEntries
+type ListFirewallEntriesResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ListFirewallEntriesResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *LoadedList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListFirewallEntriesResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListFirewallEntriesResult) GetJSON200() *LoadedList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListFirewallEntriesResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListFirewallEntriesResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListFirewallEntriesResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListFirewallEntriesResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListFirewallEntriesResult) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -11824,6 +12105,21 @@ func (c *ClientWithResponses) ApproveFirewallWithResponse(ctx context.Context, n
 	return ParseApproveFirewallResult(rsp)
 }
 
+// ListFirewallEntriesWithResponse What a firewall held when it was last read, entry by entry
+//
+// As its last verify handed it over, in order. Empty, without `at`, where its bundle hands over nothing, or nothing yet.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/firewalls/{name}/entries (the `ListFirewallEntries` operationId).
+func (c *ClientWithResponses) ListFirewallEntriesWithResponse(ctx context.Context, name FirewallName, params *ListFirewallEntriesParams, reqEditors ...RequestEditorFn) (*ListFirewallEntriesResult, error) {
+	rsp, err := c.ListFirewallEntries(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListFirewallEntriesResult(rsp)
+}
+
 // ReleaseFirewallWithResponse Apply to a firewall again
 //
 // Returns a wrapper object for the known response body format(s).
@@ -13799,6 +14095,52 @@ func ParseApproveFirewallResult(rsp *http.Response) (*ApproveFirewallResult, err
 	switch {
 	case true:
 		var headers ApproveFirewallResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListFirewallEntriesResult parses an HTTP response from a ListFirewallEntriesWithResponse call
+func ParseListFirewallEntriesResult(rsp *http.Response) (*ListFirewallEntriesResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListFirewallEntriesResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest LoadedList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListFirewallEntriesResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

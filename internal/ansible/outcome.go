@@ -207,6 +207,7 @@ func parseProof(raw []byte, lines int) (*parry.Proof, []Rejection, error) {
 		Count, Added, Removed, Rules json.Number
 		Capacity, Epoch              json.Number
 		MachineID                    any         `json:"machine_id"`
+		BootID                       any         `json:"boot_id"`
 		RunID                        any         `json:"run_id"`
 		ExemptSHA256                 string      `json:"exempt_sha256"`
 		ExemptCount                  json.Number `json:"exempt_count"`
@@ -243,6 +244,7 @@ func parseProof(raw []byte, lines int) (*parry.Proof, []Rejection, error) {
 		Epoch:      number("epoch", a.Epoch),
 		Controller: clip(a.Controller, 128),
 		MachineID:  word(a.MachineID),
+		BootID:     word(a.BootID),
 		RunID:      word(a.RunID),
 
 		ExemptSHA256: a.ExemptSHA256,

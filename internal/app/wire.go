@@ -65,6 +65,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 		Becomes:  a.becomes,
 		Agent:    func(name string) (parry.Selector, bool) { return a.config().Hooks.AgentSelector(name) },
 		Wazuh:    func() hooks.Settings { return a.config().Hooks.Wazuh.Settings() },
+		Reading:  parry.ReadingGood(cfg.Reconcile.VerifyEvery.D()),
 		Phase:    func(name string) string { return string(a.reconciler.LaneState(name)) },
 		Channels: a.notifier,
 		RunFiles: runFiles{cfg.StateDir},

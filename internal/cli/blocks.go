@@ -266,6 +266,10 @@ func (p *printer) explanation(e *api.Explanation) {
 		}
 		p.evidence(mine)
 	}
+	if len(e.Loaded) > 0 {
+		p.line("\n%s", p.paint(dim, "Loaded on firewalls, with what it dropped:"))
+		p.loaded(e.Loaded)
+	}
 	if len(e.Ended) > 0 {
 		p.line("\n%s", p.paint(dim, "Ended before:"))
 		p.blockTable(e.Ended)

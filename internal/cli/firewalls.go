@@ -102,6 +102,7 @@ func (s *shell) firewalls() *cobra.Command {
 			}
 			return r.Body, r.JSON202, nil
 		}, "retry")
+	c.AddCommand(s.firewallEntries())
 	return c
 }
 
@@ -213,6 +214,8 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		text("  failing"), cell{incident, red},
 		text("  message"), text(message),
 		text("  approval"), text(f.Approval),
+		text("  drifted"), cell{driftText(p, &f.Drift), red},
+		text("  reality"), text(realityText(p, f)),
 		text("  proof"), text(proof),
 		text("  sha256"), text(f.Proof.Sha256),
 		text("  lane"), text(f.Phase),
@@ -223,6 +226,13 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		text("  revision"), text(strconv.FormatInt(f.AppliedRevision, 10)+", dirty "+strconv.FormatInt(f.DirtyRevision, 10)+", epoch "+strconv.FormatInt(f.Epoch, 10)),
 		text("  last run"), text(f.LastRun),
 	)
+	if lines := driftLines(&f.Drift); len(lines) > 0 {
+		p.line("")
+		p.line("differs from what was proved (- is missing, + should not be there)")
+		for _, l := range lines {
+			p.line("  %s", inert(l))
+		}
+	}
 	if fs := f.Facts; len(fs.Addresses)+len(fs.Gateways)+len(fs.Resolvers) > 0 {
 		p.line("")
 		p.line("says of itself (never blocked)")

@@ -80,7 +80,7 @@ func stateStyle[S ~string](s S) style {
 		return green
 	case "pending", "lifting", "held", "waiting", "denied", "retiring", "running", "warn":
 		return yellow
-	case "degraded", "rejected", "failing", "failed", "unknown", "unlisted", "fail", "panic":
+	case "degraded", "drifted", "rejected", "failing", "failed", "unknown", "unlisted", "fail", "panic":
 		return red
 	}
 	return dim

@@ -192,7 +192,7 @@ func Default() *Config {
 		Exemptions: privateRanges(),
 		Limits:     Limits{RatePerMinute: 30_000, Queue: 4096, Waiters: 256},
 		Reconcile: Reconcile{
-			VerifyEvery: Duration(time.Hour),
+			VerifyEvery: Duration(15 * time.Minute),
 			BackoffMin:  Duration(2 * time.Second),
 			BackoffMax:  Duration(5 * time.Minute),
 			AuthBackoff: Duration(10 * time.Minute),

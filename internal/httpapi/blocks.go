@@ -360,6 +360,9 @@ func (s *Server) Explain(c *gin.Context, params api.ExplainParams) {
 	if err == nil {
 		out.Offender, err = s.offender(ctx, p)
 	}
+	if err == nil {
+		out.Loaded, err = s.loadedFor(ctx, p)
+	}
 	for i := 0; err == nil && i < min(len(standing.Items), 10); i++ {
 		var page parry.Page[parry.Request]
 		page, err = s.o.Store.Requests(ctx, standing.Items[i].ID, "", 10)

@@ -17,7 +17,7 @@ import (
 func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
 	out := api.Firewall{
 		Name: st.Name, State: condition(st), Listed: st.Listed, Groups: []string{}, Retiring: st.Retiring, Adopt: st.Adopt, Approval: string(st.Approval.ID), Approved: st.Approval.State == parry.ApprovalApproved,
-		AppliedRevision: int64(st.AppliedRev), DirtyRevision: int64(st.DirtyRev), Epoch: st.Epoch, ProvedAt: utc(st.ProvedAt), LastRun: string(st.LastRun),
+		Reality: api.Reality(st.Reality(s.o.Now(), s.o.Reading)), AppliedRevision: int64(st.AppliedRev), DirtyRevision: int64(st.DirtyRev), Epoch: st.Epoch, ProvedAt: utc(st.ProvedAt), LastRun: string(st.LastRun),
 	}
 	if fw, ok := s.o.Fleet().Firewall(st.Name); ok {
 		out.Groups = append(out.Groups, fw.Groups...)
@@ -33,6 +33,9 @@ func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
 		out.Incident = api.Incident{
 			ID: string(i.ID), Since: i.Since.UTC(), Failure: string(i.Failure), Message: i.Message, Attempts: i.Attempts, NextTry: utc(i.NextTry),
 		}
+	}
+	if st.Drift.Open() {
+		out.Drift = presentDrift(&st.Drift)
 	}
 	if !st.ProvedAt.IsZero() {
 		out.Proof = presentProof(st.Proof)
@@ -277,6 +280,8 @@ func (s *Server) firewallsCheck(ctx context.Context) []string {
 			out = append(out, st.Name+" is failing: "+string(st.Incident.Failure))
 		case st.Hold.Held():
 			out = append(out, st.Name+" is "+st.Hold.String())
+		case st.Listed && st.Reality(s.o.Now(), s.o.Reading) == parry.RealityUnknown:
+			out = append(out, unread(&st))
 		}
 	}
 	slices.Sort(out)

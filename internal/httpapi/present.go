@@ -94,7 +94,7 @@ func (p picture) present(b *parry.Block, rejects []parry.Reject) api.Block {
 			on.Reason, on.Hint = reject.Code, parry.RejectHint(reject.Code)
 		case (st == parry.StateHeld || st == parry.StateLifting) && state.Brake().Held():
 			on.Reason = state.Brake().String()
-		case (st == parry.StateDegraded || st == parry.StateLifting) && state.Incident.Open():
+		case st == parry.StateDrifted && state.Incident.Failure != parry.FailProof, (st == parry.StateDegraded || st == parry.StateLifting) && state.Incident.Open():
 			on.Reason = string(state.Incident.Failure)
 		}
 		if p.becomes != nil && (b.Destination.IsValid() || b.Port != 0) {
@@ -125,7 +125,7 @@ func presentMatches(all []parry.Match) (out []api.Target) {
 
 // alarm orders states by how much they ask for attention.
 var alarm = map[parry.State]int{
-	parry.StateEnforced: 0, parry.StatePending: 1, parry.StateHeld: 2, parry.StateRejected: 3, parry.StateDegraded: 4,
+	parry.StateEnforced: 0, parry.StatePending: 1, parry.StateHeld: 2, parry.StateRejected: 3, parry.StateDegraded: 4, parry.StateDrifted: 5,
 	parry.StateLifted: 0, parry.StateLifting: 1,
 }
 
@@ -135,7 +135,7 @@ func settled(b *api.Block) bool {
 		switch parry.State(on.State) {
 		case parry.StatePending:
 			return false
-		case parry.StateLifting:
+		case parry.StateLifting, parry.StateDrifted:
 			if on.Reason == "" { // else it is held, or failing
 				return false
 			}

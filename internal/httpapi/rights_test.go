@@ -34,6 +34,7 @@ var routes = map[string][]parry.Role{
 
 	"GET /api/v1/firewalls":                atLeast(parry.RoleReader),
 	"GET /api/v1/firewalls/:name":          atLeast(parry.RoleReader),
+	"GET /api/v1/firewalls/:name/entries":  atLeast(parry.RoleReader),
 	"PUT /api/v1/firewalls/:name/hold":     atLeast(parry.RoleOperator),
 	"DELETE /api/v1/firewalls/:name/hold":  atLeast(parry.RoleOperator),
 	"PUT /api/v1/hold":                     atLeast(parry.RoleOperator),

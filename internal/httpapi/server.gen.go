@@ -98,6 +98,9 @@ type ServerInterface interface {
 	// ApproveFirewall Approve the change that waits on a firewall
 	// (POST /api/v1/firewalls/{name}/approve)
 	ApproveFirewall(c *gin.Context, name FirewallName)
+	// ListFirewallEntries What a firewall held when it was last read, entry by entry
+	// (GET /api/v1/firewalls/{name}/entries)
+	ListFirewallEntries(c *gin.Context, name FirewallName, params ListFirewallEntriesParams)
 	// ReleaseFirewall Apply to a firewall again
 	// (DELETE /api/v1/firewalls/{name}/hold)
 	ReleaseFirewall(c *gin.Context, name FirewallName)
@@ -1286,6 +1289,58 @@ func (siw *ServerInterfaceWrapper) ApproveFirewall(c *gin.Context) {
 	siw.Handler.ApproveFirewall(c, name)
 }
 
+// ListFirewallEntries operation middleware
+func (siw *ServerInterfaceWrapper) ListFirewallEntries(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name FirewallName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListFirewallEntriesParams
+
+	// ------------- Optional query parameter "address" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "address", c.Request.URL.Query(), &params.Address, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter address: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", c.Request.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter limit: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", c.Request.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter cursor: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListFirewallEntries(c, name, params)
+}
+
 // ReleaseFirewall operation middleware
 func (siw *ServerInterfaceWrapper) ReleaseFirewall(c *gin.Context) {
 
@@ -2123,6 +2178,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/firewalls/:name", wrapper.GetFirewall)
 	router.POST(options.BaseURL+"/api/v1/firewalls/:name/adopt", wrapper.AdoptFirewall)
 	router.POST(options.BaseURL+"/api/v1/firewalls/:name/approve", wrapper.ApproveFirewall)
+	router.GET(options.BaseURL+"/api/v1/firewalls/:name/entries", wrapper.ListFirewallEntries)
 	router.DELETE(options.BaseURL+"/api/v1/firewalls/:name/hold", wrapper.ReleaseFirewall)
 	router.PUT(options.BaseURL+"/api/v1/firewalls/:name/hold", wrapper.HoldFirewall)
 	router.POST(options.BaseURL+"/api/v1/firewalls/:name/retire", wrapper.RetireFirewall)

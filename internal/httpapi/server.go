@@ -38,6 +38,7 @@ type Store interface {
 	Offender(ctx context.Context, source netip.Prefix) (parry.Offender, error)
 	Rejects(ctx context.Context, ids []parry.BlockID) ([]parry.Reject, error)
 	FirewallRejects(ctx context.Context, firewall string) ([]parry.Reject, error)
+	Loaded(ctx context.Context, firewall string) (parry.Loaded, error)
 	Firewalls(ctx context.Context) ([]parry.FirewallState, error)
 	Facts(ctx context.Context) (map[string]parry.FirewallFacts, error)
 	FirewallState(ctx context.Context, name string) (parry.FirewallState, error)
@@ -111,6 +112,7 @@ type Options struct {
 	Agent    func(name string) (parry.Selector, bool) // what a SIEM's agent, by its name or id, stands for; nil: none is listed
 	Wazuh    func() hooks.Settings                    // which alerts become blocks, beside the policy; nil: all
 	Phase    func(firewall string) string             // what the lane does on this replica; nil: not told
+	Reading  time.Duration                            // for how long a reading tells what a firewall holds; 0: for ever
 	Channels Channels                                 // nil: none
 	RunFiles RunFiles                                 // nil: none
 	Checks   []Check                                  // beside the database's and the firewalls'

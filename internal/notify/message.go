@@ -42,7 +42,7 @@ func NewDocument(d *parry.Delivery) Document {
 	if d.Firewall != "" || d.Kind.OfBundle() {
 		r := d.Report
 		r.Task, r.Message = Line(r.Task), Line(r.Message)
-		r.Waiting, r.Rejects = lines(r.Waiting), lines(r.Rejects)
+		r.Waiting, r.Rejects, r.Drift = lines(r.Waiting), lines(r.Rejects), lines(r.Drift)
 		r.LogTail = strings.Join(lines(strings.Split(r.LogTail, "\n")), "\n")
 		doc.Report = &r
 	}
@@ -259,6 +259,7 @@ func Text(d *parry.Delivery) string {
 	}
 	list("Would change", d.Report.Change, d.Report.ChangeN)
 	list("Not in force", d.Report.Waiting, d.Report.WaitingN)
+	list("Differed", d.Report.Drift, len(d.Report.Drift))
 	list("Rejected", d.Report.Rejects, d.Report.RejectsN)
 	if d.Summary != nil {
 		b.WriteString("`parry blocks` lists them.\n")

@@ -35,8 +35,10 @@ var hints = map[Failure]struct {
 	FailStaleRevision: {PaceSlow, "The firewall was brought to a later state than this database knows: a backup was restored. What was blocked since is still in force there. " +
 		"Ask again for what shall stay, then `parry firewalls adopt`: it removes what this database does not know."},
 	FailForeignController: {PaceSlow, "Another parry controls this firewall. Stop that one or take the firewall out of its configuration, then `parry firewalls adopt`."},
-	FailFlushed:           {PaceSlow, "Somebody emptied the firewall with flush.yml and left a hold on it. When it may be filled again: `parry firewalls adopt`."},
-	FailBusy:              {PaceQuick, "Somebody else holds the firewall's lock: a run by hand, or another parry. parry tries again by itself; if it stays, look for what holds it."},
+	FailDuplicateMachine: {PaceSlow, "Another firewall of the configuration is the same machine: the message names it. Nothing was changed. Correct the address in the inventory, or take one " +
+		"of the two out; on cloned machines make the ids differ (Linux: /etc/machine-id; pfSense: kern.hostuuid)."},
+	FailFlushed: {PaceSlow, "Somebody emptied the firewall with flush.yml and left a hold on it. When it may be filled again: `parry firewalls adopt`."},
+	FailBusy:    {PaceQuick, "Somebody else holds the firewall's lock: a run by hand, or another parry. parry tries again by itself; if it stays, look for what holds it."},
 	FailPFRefused: {PaceUsual, "pf did not load the new ruleset and the change was rolled back. The message names pf's error; " +
 		"a rule of the firewall's own may be broken: Status > Filter Reload in its web pages shows it."},
 	FailConfigChanged: {PaceQuick, "The firewall's configuration was changed while the run was on. parry tries again by itself."},
@@ -53,7 +55,7 @@ var hints = map[Failure]struct {
 // Failures lists every failure that has a name.
 var Failures = []Failure{
 	FailUnreachable, FailAuthentication, FailHostKey, FailTimeout, FailCancelled, FailPlaybook, FailInventory, FailTask, FailProof, FailNoProof,
-	FailStaleEpoch, FailStaleRevision, FailForeignController, FailFlushed, FailBusy, FailPFRefused, FailConfigChanged, FailStructure, FailCapacity, FailBundle,
+	FailStaleEpoch, FailStaleRevision, FailForeignController, FailDuplicateMachine, FailFlushed, FailBusy, FailPFRefused, FailConfigChanged, FailStructure, FailCapacity, FailBundle,
 	FailApproval, FailOrphan, FailInternal,
 }
 

@@ -147,6 +147,7 @@ type Proof struct {
 	Epoch      int64  `json:"epoch"`
 	Controller string `json:"controller"`
 	MachineID  string `json:"machine_id"`
+	BootID     string `json:"boot_id,omitempty"` // another one after a reboot
 	RunID      string `json:"run_id"`
 
 	ExemptSHA256 string `json:"exempt_sha256,omitempty"` // hex, over the sorted exemptions that are loaded ahead of the drops; empty: the bundle takes none
@@ -200,6 +201,8 @@ type FirewallState struct {
 	Incident   Incident
 	Proof      Proof // of the last run that counted
 	ProvedAt   time.Time
+	ProvedAs   string // Digest at that time: another one may mean another machine, which is read before it is written
+	Drift      Drift  // what a verify found to differ since
 	LastRun    RunID
 	Check      RunID // of a run in check mode that somebody asked for and that waits; empty: none
 }
@@ -239,6 +242,7 @@ type State string
 const (
 	StatePending  State = "pending"
 	StateEnforced State = "enforced"
+	StateDrifted  State = "drifted" // was in force, and a verify found that it is not; being repaired
 	StateRejected State = "rejected"
 	StateHeld     State = "held"
 	StateDegraded State = "degraded" // should be there, and the lane is failing
@@ -259,7 +263,9 @@ func Derive(b *Block, fw *FirewallState, rejected bool) State {
 	switch {
 	case rejected:
 		return StateRejected
-	case b.Rev <= fw.AppliedRev && fw.DirtyRev <= fw.AppliedRev:
+	case b.Rev <= fw.AppliedRev && fw.PanicRev == 0 && fw.Drift.Concerns(b.ID):
+		return StateDrifted
+	case b.Rev <= fw.AppliedRev && (fw.DirtyRev <= fw.AppliedRev || fw.PanicRev == 0 && fw.Drift.Open() && fw.DirtyRev == fw.Drift.Rev):
 		return StateEnforced
 	case fw.PanicRev > 0 && !fw.Emptied() && b.Rev <= fw.AppliedRev:
 		return StateLifting // by a panic: it may still be loaded

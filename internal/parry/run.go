@@ -19,6 +19,7 @@ const (
 	FailStaleEpoch        Failure = "stale_epoch"        // the firewall knows a higher epoch: a restored database
 	FailStaleRevision     Failure = "stale_revision"     // the firewall was brought to a later revision: a restored database
 	FailForeignController Failure = "foreign_controller" // another controller's id
+	FailDuplicateMachine  Failure = "duplicate_machine"  // another firewall's name has the same machine
 	FailFlushed           Failure = "flushed"            // flush.yml left a hold
 	FailBusy              Failure = "busy"               // the firewall's own lock is held
 	FailPFRefused         Failure = "pf_refused"         // the ruleset did not load and was rolled back
@@ -96,6 +97,10 @@ type FinishRun struct {
 	Rejects       []Reject
 	SetRejects    bool           // Rejects replace the firewall's; else they stay
 	Dirty         bool           // a drift was seen: the firewall's dirty revision is raised
+	Drift         *Drift         // that drift; nil leaves the firewall's, and a run that counts ends it
+	Loaded        *Loaded        // what a verify read, in place of what was read before
+	MachineID     string         // as the run told it; empty: it did not get so far
+	Digest        string         // the firewall's as the run began, when that is proved now; else empty
 	Incident      Incident       // the firewall's from now on; zero closes it
 	ClearWords    bool           // Adopt was used
 	Approval      *Approval      // asked for by this run, with its diff; it takes the place of the firewall's open one
@@ -129,6 +134,7 @@ type Report struct {
 	RejectsN   int       `json:"rejects_n,omitempty"`
 	RunID      RunID     `json:"run_id,omitempty"`
 	Bundle     BundleRef `json:"bundle,omitzero"`
+	Drift      []string  `json:"drift,omitempty"`    // of a drift that was found and repaired: "- ENTRY" was missing, "+ ENTRY" was not ours
 	LogTail    string    `json:"log_tail,omitempty"` // hostile text
 	Command    string    `json:"command,omitempty"`  // how to run it by hand
 	Revision   Revision  `json:"revision"`

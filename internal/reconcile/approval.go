@@ -50,7 +50,8 @@ func (l *lane) change(ctx context.Context, st *parry.FirewallState, r *rendering
 		return c, nil
 	}
 	var gone []string
-	if old := l.lastSent(ctx); old != nil {
+	file, _ := l.lastSent(ctx)
+	if old := keysOfFile(file); old != nil {
 		c.known, c.of, gone, c.added = true, bytes.Count(old, []byte{'\n'}), r.missing(old), r.fresh(old)
 		c.n = len(gone)
 	} else { // only the count is known
@@ -92,13 +93,13 @@ func (l *lane) change(ctx context.Context, st *parry.FirewallState, r *rendering
 	}
 	entries := make([]parry.Entry, 0, len(r.lines))
 	for i := range r.lines {
-		if m, ok := parseKey(r.lines[i].key); ok {
+		if m, ok := parry.ParseKey(r.lines[i].key); ok {
 			entries = append(entries, parry.Entry{Match: m})
 		}
 	}
 	still := newCoverage(entries, nil)
 	for _, k := range gone {
-		switch m, ok := parseKey(k); {
+		switch m, ok := parry.ParseKey(k); {
 		case ended[k]:
 			c.ended++
 		case ok && !still.covers(m):

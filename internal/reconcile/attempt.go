@@ -1,12 +1,10 @@
 package reconcile
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -189,9 +187,10 @@ type try struct {
 	host   ansible.Host
 	bundle bundle.Bundle
 	run    parry.Run
-	sent   *rendering        // nil for a verify
-	exempt *parry.ExemptFile // nil where nothing of exemptions is told
-	nat    *nat.Table        // that sent was rendered with
+	sent   *rendering          // nil for a verify
+	exempt *parry.ExemptFile   // nil where nothing of exemptions is told
+	nat    *nat.Table          // that sent was rendered with
+	loaded []parry.LoadedEntry // what a verify handed over; nil: nothing that can be believed
 	out    *ansible.Outcome
 	trial  *parry.Tried // the bundle is new, and the firewall a canary
 	asked  bool         // an operator's check
@@ -321,36 +320,4 @@ func (l *lane) failAsking(ctx context.Context, st *parry.FirewallState, kind par
 		return t.notBegun(ctx, err)
 	}
 	return t.finish(ctx)
-}
-
-// lastSent is the keys that the last successful apply sent: from memory, else from its run directory; nil when neither has them.
-func (l *lane) lastSent(ctx context.Context) []byte {
-	if l.mem.sent != nil || l.r.o.StateDir == "" {
-		return l.mem.sent
-	}
-	runs, err := l.r.o.Store.Runs(ctx, parry.RunFilter{Firewall: l.name, State: parry.RunSucceeded, Limit: 1000})
-	if err != nil {
-		return nil
-	}
-	for i := range runs.Items {
-		run := &runs.Items[i]
-		if run.Kind != parry.RunApply && run.Kind != parry.RunPanic {
-			continue
-		}
-		b, err := os.ReadFile(filepath.Join(l.r.o.StateDir, run.Dir, "desired.txt"))
-		if err != nil {
-			return nil
-		}
-		out := b[:0]
-		for len(b) > 0 {
-			var ln []byte
-			ln, b, _ = bytes.Cut(b, []byte{'\n'})
-			if i := bytes.LastIndexByte(ln, ' '); i > 0 { // less the expiry
-				out = append(append(out, ln[:i]...), '\n')
-			}
-		}
-		l.mem.sent = out
-		return out
-	}
-	return nil
 }

@@ -50,6 +50,7 @@ type situation struct {
 
 	fresh     bool // nothing was tried since the lane was taken
 	verified  bool // the firewall was read since the lane was taken
+	unread    bool // not since its address or settings became what they are: it may be another machine
 	uncertain bool // the last run ended from outside
 	probation bool // an apply waits for a verify to confirm it
 	lifted    bool // a verify went through although an adopt was needed: somebody mended it by hand
@@ -89,7 +90,7 @@ func (s *situation) want() decision {
 	switch {
 	case s.state.Retiring:
 		return decision{do: doRetire}
-	case s.probation:
+	case s.probation, s.unread && (!s.state.Adopt || !s.state.Incident.Failure.NeedsAdopt()):
 		return decision{do: doVerify}
 	case s.pending(), s.shifts():
 		return decision{do: doApply}

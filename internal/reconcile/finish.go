@@ -17,7 +17,7 @@ import (
 func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 	fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	v := t.judge()
+	v := t.judge(fctx)
 	t.run.State, t.run.Failure, t.run.Task, t.run.Message = v.state, v.failure, t.out.Task, v.message
 	t.run.Want, t.run.Rejected = v.want, len(v.rejected)
 	if t.out.Proof != nil {
@@ -55,10 +55,23 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 		f.Facts = t.facts(v)
 		f.Dirty = f.Dirty || t.st.DirtyRev <= t.st.AppliedRev && t.moved(fctx, f.Facts)
 	}
+	if p := t.out.Proof; p != nil && !t.interrupted(v) {
+		f.MachineID, f.Digest = p.MachineID, t.st.Digest
+		if t.loaded != nil {
+			f.Loaded = &parry.Loaded{At: t.run.EndedAt, RunID: t.run.ID, Count: len(t.loaded), Text: t.out.Loaded}
+		}
+		if was := t.st.Proof.BootID; was != "" && p.BootID != "" && was != p.BootID {
+			t.log.Warn("the firewall has rebooted since it was last proved", "run_id", t.run.ID, "boot_id", p.BootID)
+		}
+	}
 	f.Run = t.run
+	err := t.store(fctx, f)
+	if parry.KindOf(err) == parry.KindConflict {
+		after, err = nil, t.duplicate(fctx, &f, err)
+	}
 	t.r.metrics.ran(&t.run)
 	t.logEnd()
-	if err := t.store(fctx, f); err != nil {
+	if err != nil {
 		t.log.Error("finish the run", "run_id", t.run.ID, "err", err)
 		t.mem.abandon, t.mem.uncertain, t.mem.probe = true, true, nil
 		return t.now().Add(5 * time.Second), t.lost
@@ -81,18 +94,55 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 	return time.Time{}, true // decide anew: it knows the backoff
 }
 
-func (t *try) judge() verdict {
+func (t *try) judge(ctx context.Context) verdict {
 	switch {
 	case t.run.Kind == parry.RunCheck:
 		return fromOutcome(t.out) // nothing was sent: what is loaded is not to be what is desired
 	case t.run.Kind != parry.RunVerify && t.sent != nil:
 		return judgeApply(t.out, t.sent, t.exempt, &t.run, t.r.o.Controller)
 	case t.run.Kind == parry.RunVerify && t.mem.probe != nil:
-		return judgeVerify(t.out, t.mem.probe.run.Want, &t.run, t.st.SentRev, t.r.o.Controller)
+		return t.judgeRead(ctx, t.mem.probe.run.Want)
 	case t.run.Kind == parry.RunVerify:
-		return judgeVerify(t.out, t.st.Proof, &t.run, t.st.SentRev, t.r.o.Controller)
+		return t.judgeRead(ctx, t.st.Proof)
 	}
 	return fromOutcome(t.out) // nothing was executed
+}
+
+// judgeRead judges a verify, and looks into what differs.
+func (t *try) judgeRead(ctx context.Context, want parry.Proof) verdict {
+	v := judgeVerify(t.out, want, &t.run, t.st.SentRev, t.r.o.Controller, t.identity())
+	if t.out.Proof == nil || v.failure != "" && v.failure != parry.FailProof {
+		return v
+	}
+	if t.out.Loaded != nil {
+		var err error
+		if t.loaded, err = readLoaded(t.out.Loaded, t.out.Proof); err != nil {
+			v.fail(parry.FailProof, "what the firewall says it holds cannot be believed: %v", err)
+			v.differs = true
+		}
+	}
+	if v.differs {
+		t.compare(ctx, &v, want)
+	}
+	return v
+}
+
+// identity tells whether a verify only asks which machine answers, and in what state: the first one of a firewall that was never proved, or not
+// with its present address and settings.
+func (t *try) identity() bool {
+	return t.run.Kind == parry.RunVerify && t.mem.probe == nil && t.st.ProvedAs != t.st.Digest && t.mem.readAs != t.st.Digest
+}
+
+// duplicate takes back what a run came to when its machine turned out to be another firewall's.
+func (t *try) duplicate(ctx context.Context, f *parry.FinishRun, why error) error {
+	m := &t.mem
+	m.verified, m.uncertain, m.probe, m.readAs, m.sentSum = false, false, nil, "", ""
+	v := verdict{state: parry.RunFailed, failure: parry.FailDuplicateMachine, message: why.Error()}
+	t.run.State, t.run.Failure, t.run.Message = v.state, v.failure, v.message
+	*f = parry.FinishRun{Incident: t.st.Incident, VerifyUsed: f.VerifyUsed}
+	t.failed(ctx, v, f)
+	f.Run = t.run
+	return t.store(ctx, *f)
 }
 
 // facts is what a verify's firewall says of itself, unless it is another's or may be a machine that is not meant. One that says nothing any
@@ -143,7 +193,8 @@ func (t *try) failed(ctx context.Context, v verdict, f *parry.FinishRun) time.Ti
 	if drift {
 		m.drifts++
 		m.trusted, m.probe, m.sentSum = "", nil, ""
-		f.Dirty = t.st.DirtyRev <= t.st.AppliedRev
+		f.Dirty, f.Drift = t.st.DirtyRev <= t.st.AppliedRev, v.drift
+		t.r.metrics.drifts.WithLabelValues(t.name).Inc()
 	}
 	if v.failure == parry.FailFlushed { // nothing is in force there any more
 		f.Dirty = t.st.DirtyRev <= t.st.AppliedRev
@@ -189,7 +240,13 @@ func (t *try) failed(ctx context.Context, v verdict, f *parry.FinishRun) time.Ti
 // verified fills in what a verify that matched leaves behind.
 func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 	m := &t.mem
-	m.verified, m.uncertain, m.lastVerify = true, false, t.now()
+	unread := t.identity()
+	m.fresh = unread // what it was read for has not been tried yet
+	m.verified, m.uncertain, m.lastVerify, m.readAs = true, false, t.now(), t.st.Digest
+	if got := t.out.Proof; unread && (t.st.ProvedAt.IsZero() || got.SHA256 != t.st.Proof.SHA256 || got.Count != t.st.Proof.Count) {
+		f.Incident.NextTry = t.now()
+		return nil // it is known now; an apply follows, which counts
+	}
 	if p := m.probe; p != nil {
 		m.trusted, m.drifts = p.run.Bundle.Digest, 0
 		t.run.Revision, t.run.Rejected = p.run.Revision, p.run.Rejected
@@ -226,8 +283,11 @@ func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 func (t *try) appliedWell(ctx context.Context, v verdict, f *parry.FinishRun) (after func()) {
 	m := &t.mem
 	m.uncertain, m.lifted = false, false
-	m.applied, m.sent, m.sentSum, m.sentNAT = t.bundle.BundleRef, t.sent.keys(), "", t.nat
+	m.applied, m.sent, m.sentSum, m.sentNAT, m.refused = t.bundle.BundleRef, t.sent.file(), "", t.nat, map[int]bool{}
 	m.ends.told(t.sent, t.run.StartedAt)
+	for i := range v.rejected {
+		m.refused[i] = true
+	}
 	rejects := maps.Clone(t.sent.rejects)
 	again := false
 	for i, code := range v.rejected {
@@ -325,7 +385,7 @@ func (t *try) rejectRows(codes map[parry.BlockID]string) []parry.Reject {
 func (t *try) store(ctx context.Context, f parry.FinishRun) (err error) {
 	for range 5 {
 		err = t.r.o.Store.FinishRun(ctx, f)
-		if t.lost = errors.Is(err, store.ErrLaneLost); err == nil || t.lost || ctx.Err() != nil {
+		if t.lost = errors.Is(err, store.ErrLaneLost); err == nil || t.lost || ctx.Err() != nil || parry.KindOf(err) == parry.KindConflict {
 			return err
 		}
 		pause(ctx, time.Second)

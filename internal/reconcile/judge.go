@@ -16,6 +16,8 @@ type verdict struct {
 	want     parry.Proof    // SHA256 and Count only
 	rejected map[int]string // line index → code
 	known    int64          // the epoch that the firewall knows, when it said so
+	differs  bool           // a verify read other entries or exemptions than were proved
+	drift    *parry.Drift   // what these are
 }
 
 func (v *verdict) fail(f parry.Failure, format string, args ...any) {
@@ -110,8 +112,8 @@ func (v *verdict) exempts(got *parry.Proof, how string) {
 }
 
 // judgeVerify holds what a verify read back against what was proved before; sent is the highest revision that parry knows to have sent. An empty controller is a firewall that has lost its state,
-// which the entries tell.
-func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, sent parry.Revision, controller string) verdict {
+// which the entries tell. With identity it is only asked which machine answers, and in what state, before the first change to it.
+func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, sent parry.Revision, controller string, identity bool) verdict {
 	v := fromOutcome(out)
 	v.want = parry.Proof{SHA256: want.SHA256, Count: want.Count, ExemptSHA256: want.ExemptSHA256, ExemptCount: want.ExemptCount}
 	if v.state != parry.RunSucceeded {
@@ -132,11 +134,14 @@ func judgeVerify(out *ansible.Outcome, want parry.Proof, run *parry.Run, sent pa
 		v.known = got.Epoch
 	case got.Controller != "" && revision > sent:
 		v.fail(parry.FailStaleRevision, "the firewall was brought to revision %d, this database knows of %d at most", revision, sent)
+	case identity:
 	case got.SHA256 != want.SHA256 || got.Count != want.Count:
 		v.fail(parry.FailProof, "the firewall holds %d entries (%.12s), proved were %d (%.12s)",
 			got.Count, got.SHA256, want.Count, want.SHA256)
+		v.differs = true
 	default:
 		v.exempts(got, "proved")
+		v.differs = v.failure != ""
 	}
 	return v
 }

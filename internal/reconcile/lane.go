@@ -35,6 +35,7 @@ type lane struct {
 	status  LaneStatus
 	applied parry.Revision
 	dirty   bool
+	last    parry.FirewallState
 }
 
 // memory is what a lane knows since it was taken. Losing it costs a verify, never a wrong claim.
@@ -66,7 +67,9 @@ type memory struct {
 	trusted     string          // the digest whose apply a verify has confirmed
 	checked     string          // the new digest that a canary has seen through in check mode
 	probe       *applied        // an apply that waits for that
-	sent        []byte          // keys of the last apply that succeeded; nil: not known (yet)
+	sent        []byte          // desired file of the last apply that succeeded; nil: not known (yet)
+	refused     map[int]bool    // lines of it, from 0, that the firewall refused
+	readAs      string          // the digest that the firewall was read with since the lane was taken
 	sentSum     string          // sum of what was sent by the last apply that counted; empty: not known
 	rejected    map[parry.BlockID]string
 	forwards    []parry.PortForward // the firewall's own, as of forwardsRev
@@ -106,6 +109,7 @@ func (l *lane) show(s LaneState, next time.Time) {
 func (l *lane) snapshot() (s LaneStatus, applied parry.Revision, dirty bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.status.Reality = l.last.Reality(l.now(), parry.ReadingGood(l.r.o.VerifyEvery))
 	return l.status, l.applied, l.dirty
 }
 
@@ -280,6 +284,7 @@ func (l *lane) state(ctx context.Context) (parry.FirewallState, error) {
 	st, err := l.r.o.Store.FirewallState(ctx, l.name)
 	if err == nil {
 		l.mu.Lock()
+		l.last = st
 		l.applied, l.dirty = st.AppliedRev, st.DirtyRev > st.AppliedRev || st.ProvedAt.IsZero()
 		l.status.Failure = st.Incident.Failure
 		l.mu.Unlock()
@@ -399,7 +404,7 @@ func (l *lane) situation(st parry.FirewallState, sc *scope) situation {
 	return situation{
 		exemptDue: l.exemptDue(&st),
 		now:       l.now(), state: st, relevant: newest, any: any,
-		fresh: m.fresh, verified: m.verified, uncertain: m.uncertain, probation: m.probe != nil && (st.PanicRev == 0 || m.probe.run.Kind == parry.RunPanic), lifted: m.lifted, wordUsed: m.wordUsed,
+		fresh: m.fresh, verified: m.verified, unread: st.ProvedAs != st.Digest && m.readAs != st.Digest, uncertain: m.uncertain, probation: m.probe != nil && (st.PanicRev == 0 || m.probe.run.Kind == parry.RunPanic), lifted: m.lifted, wordUsed: m.wordUsed,
 		lastTry: m.lastTry, lastVerify: m.lastVerify, lastAdvance: m.lastAdvance,
 		triedRelevant: m.triedRelevant, triedDirty: m.triedDirty, triedVerify: m.triedVerify,
 		verifyEvery: l.r.o.VerifyEvery, earlyAfter: earlyAfter, advanceEvery: advanceEvery, reconsiderAfter: reconsiderAfter,

@@ -16,8 +16,9 @@ type metrics struct {
 	seconds *prometheus.HistogramVec
 	accept  *prometheus.HistogramVec
 	proven  *prometheus.GaugeVec
+	drifts  *prometheus.CounterVec
 
-	lane, blocks, clock *prometheus.Desc
+	lane, reality, blocks, clock *prometheus.Desc
 }
 
 func newMetrics(r *Reconciler) *metrics {
@@ -36,14 +37,18 @@ func newMetrics(r *Reconciler) *metrics {
 		proven: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "parry_firewall_proved_timestamp_seconds", Help: "When the firewall last proved what it holds.",
 		}, []string{"firewall"}),
-		lane:   prometheus.NewDesc("parry_lane_state", "1 for the state that the firewall's lane is in.", []string{"firewall", "state"}, nil),
-		blocks: prometheus.NewDesc("parry_firewall_blocks", "Live blocks meant for the firewall, by state.", []string{"firewall", "state"}, nil),
-		clock:  prometheus.NewDesc("parry_expiry_held", "1 while expiry is held because the clock was set.", nil, nil),
+		drifts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "parry_firewall_drifts_total", Help: "Verifies that read something else than was proved.",
+		}, []string{"firewall"}),
+		reality: prometheus.NewDesc("parry_firewall_reality", "1 for what is known of what the firewall holds: ok, drifted or unknown.", []string{"firewall", "reality"}, nil),
+		lane:    prometheus.NewDesc("parry_lane_state", "1 for the state that the firewall's lane is in.", []string{"firewall", "state"}, nil),
+		blocks:  prometheus.NewDesc("parry_firewall_blocks", "Live blocks meant for the firewall, by state.", []string{"firewall", "state"}, nil),
+		clock:   prometheus.NewDesc("parry_expiry_held", "1 while expiry is held because the clock was set.", nil, nil),
 	}
 }
 
 func (m *metrics) vecs() []prometheus.Collector {
-	return []prometheus.Collector{m.runs, m.seconds, m.accept, m.proven}
+	return []prometheus.Collector{m.runs, m.seconds, m.accept, m.proven, m.drifts}
 }
 
 // Describe implements prometheus.Collector.
@@ -52,6 +57,7 @@ func (m *metrics) Describe(c chan<- *prometheus.Desc) {
 		v.Describe(c)
 	}
 	c <- m.lane
+	c <- m.reality
 	c <- m.blocks
 	c <- m.clock
 }
@@ -71,6 +77,13 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 				v = 1
 			}
 			gauge(m.lane, v, s.Firewall, string(state))
+		}
+		for _, r := range []parry.Reality{parry.RealityOK, parry.RealityDrifted, parry.RealityUnknown} {
+			v := 0.0
+			if s.Reality == r {
+				v = 1
+			}
+			gauge(m.reality, v, s.Firewall, string(r))
 		}
 		gauge(m.blocks, float64(s.Enforced), s.Firewall, "enforced")
 		gauge(m.blocks, float64(s.Pending), s.Firewall, "pending")

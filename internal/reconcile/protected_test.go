@@ -287,7 +287,7 @@ func TestProtected_isNeverRendered(t *testing.T) {
 		}
 		var entries []parry.Entry
 		for i := range out.lines {
-			m, ok := parseKey(out.lines[i].key)
+			m, ok := parry.ParseKey(out.lines[i].key)
 			if !ok || protects(set, m.Source) {
 				t.Fatalf("rendered: %s", out.lines[i].key)
 			}
@@ -324,7 +324,7 @@ func genPrefixes() *rapid.Generator[netip.Prefix] {
 func fileTells(t *rapid.T, f parry.ExemptFile, standing []netip.Prefix) {
 	var lines []netip.Prefix
 	for line := range strings.Lines(string(f.Text)) {
-		p, err := parsePrefix(strings.TrimSuffix(line, "\n"))
+		p, err := parry.ParsePrefix(strings.TrimSuffix(line, "\n"))
 		if err != nil || !slices.Contains(standing, p) {
 			t.Fatalf("the exempt file has %q, %v", line, err)
 		}

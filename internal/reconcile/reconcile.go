@@ -295,6 +295,7 @@ type LaneStatus struct {
 	Pending  int // of those, not proved to be in force, rejected ones apart
 	Rejected int
 	Enforced int
+	Reality  parry.Reality // what is known of what it holds
 }
 
 // LaneState is what a firewall's lane is doing, empty when this replica has none for it. Unlike Status it is cheap.

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -221,19 +220,6 @@ func (r *rendering) file() []byte {
 	return b
 }
 
-// keys is the hashed text: the lines' keys, each with a line end. It outlives the rendering, to tell later what was removed.
-func (r *rendering) keys() []byte {
-	n := 0
-	for i := range r.lines {
-		n += len(r.lines[i].key) + 1
-	}
-	b := make([]byte, 0, n)
-	for i := range r.lines {
-		b = append(append(b, r.lines[i].key...), '\n')
-	}
-	return b
-}
-
 // missing returns the keys of old, in order, that the rendering has no line for. Both are sorted.
 func (r *rendering) missing(old []byte) []string {
 	var out []string
@@ -274,46 +260,4 @@ func appendLine(b []byte, key string, expire int64) []byte {
 		b = strconv.AppendInt(b, expire, 10)
 	}
 	return append(b, '\n')
-}
-
-// parseKey reads back what [parry.Entry.AppendKey] wrote.
-func parseKey(k string) (m parry.Match, ok bool) {
-	f := strings.Split(k, " ")
-	if len(f) != 5 {
-		return m, false
-	}
-	var err error
-	if m.Source, err = parsePrefix(f[0]); err != nil {
-		return m, false
-	}
-	if f[1] != "-" {
-		if m.Destination, err = parsePrefix(f[1]); err != nil {
-			return m, false
-		}
-	}
-	if f[2] != "-" {
-		m.Protocol = parry.Protocol(f[2])
-	}
-	if f[3] != "-" {
-		n, err := strconv.ParseUint(f[3], 10, 16)
-		if err != nil {
-			return m, false
-		}
-		m.Port = uint16(n)
-	}
-	if f[4] != "-" {
-		m.Interface = f[4]
-	}
-	return m, true
-}
-
-func parsePrefix(s string) (netip.Prefix, error) {
-	if strings.Contains(s, "/") {
-		return netip.ParsePrefix(s)
-	}
-	a, err := netip.ParseAddr(s)
-	if err != nil {
-		return netip.Prefix{}, err
-	}
-	return netip.PrefixFrom(a, a.BitLen()), nil
 }

@@ -161,7 +161,7 @@ func TestRender_coveringNeverChangesWhatIsDropped(t *testing.T) {
 		out := r.render(1, blocks)
 		var after []parry.Match
 		for i := range out.lines {
-			m, ok := parseKey(out.lines[i].key)
+			m, ok := parry.ParseKey(out.lines[i].key)
 			if !ok {
 				t.Fatalf("key %q cannot be read back", out.lines[i].key)
 			}
@@ -234,6 +234,6 @@ func BenchmarkOneChange_100000Standing(b *testing.B) {
 	for b.Loop() {
 		blocks, rev := v.in(newScope(fleet, &fleet.Firewalls[0]))
 		out := r.render(rev, blocks)
-		_, _, _ = out.file(), out.keys(), out.sumWithout(map[int]bool{5: true})
+		_, _, _ = out.file(), keysOfFile(out.file()), out.sumWithout(map[int]bool{5: true})
 	}
 }

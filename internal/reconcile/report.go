@@ -43,6 +43,9 @@ func (t *try) failureReport(ctx context.Context, in *parry.Incident) parry.Repor
 		r.Hint += fmt.Sprintf(" See it whole: parry approvals %s --diff. Then: parry approvals approve %s, or deny.", a.ID, a.ID)
 	}
 	r.Attempts, r.NextTry, r.LogTail, r.Command = in.Attempts, in.NextTry, t.out.LogTail, t.command()
+	if d := t.st.Drift; d.Open() {
+		r.Drift = d.Lines(reportLines)
+	}
 	t.blocks(ctx, &r, t.st.AppliedRev, t.st.DirtyRev > t.st.AppliedRev || t.st.ProvedAt.IsZero() || t.st.Incident.Failure == parry.FailProof ||
 		in.Failure == parry.FailProof && t.run.Kind == parry.RunVerify || in.Failure == parry.FailFlushed)
 	return r
@@ -51,6 +54,7 @@ func (t *try) failureReport(ctx context.Context, in *parry.Incident) parry.Repor
 func (t *try) recoveryReport(ctx context.Context, in *parry.Incident) parry.Report {
 	r := t.report()
 	r.Since, r.Until, r.Failure, r.Message, r.Attempts = in.Since, t.run.EndedAt, in.Failure, in.Message, in.Attempts
+	r.Drift = t.st.Drift.Lines(reportLines)
 	t.blocks(ctx, &r, t.run.Revision, false)
 	return r
 }

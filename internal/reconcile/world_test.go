@@ -75,6 +75,8 @@ type firewall struct {
 	facts      *parry.FirewallFacts
 	exempt     string // ahead of the drops
 	noExempt   bool   // does not tell
+	machine    string // its id; empty: it tells none
+	garble     func(loaded string) string
 	during     func()
 	active     int
 	mostActive int
@@ -535,10 +537,20 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 		return out, nil
 	}
 	out.Proof = &parry.Proof{
-		SHA256: sumOf(claim), Count: len(claim), Epoch: f.epoch, Controller: f.controller, RunID: s.Vars["parry_run_id"].(string),
+		SHA256: sumOf(claim), Count: len(claim), Epoch: f.epoch, Controller: f.controller, RunID: s.Vars["parry_run_id"].(string), MachineID: f.machine,
 	}
 	if s.Kind == parry.RunVerify {
 		out.Facts = f.facts
+		if s.Bundle.Manifest.Loaded {
+			text := ""
+			for i, k := range f.held {
+				text += fmt.Sprintf("%s - %d %d\n", k, i, 100*i)
+			}
+			if f.garble != nil {
+				text = f.garble(text)
+			}
+			out.Loaded = []byte(text)
+		}
 	}
 	if s.Bundle.Manifest.Exemptions && !f.noExempt {
 		lines := strings.Split(strings.TrimSuffix(f.exempt, "\n"), "\n")

@@ -77,7 +77,7 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 }
 
 const firewallQuery = `
-	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.facts_rev, f.epoch, f.adopt, f.incident, f.proof,
+	SELECT f.name, f.listed, f.retiring, f.digest, f.applied_rev, f.dirty_rev, f.sent_rev, f.verify_rev, f.facts_rev, f.epoch, f.adopt, f.incident, f.proof, f.proved_as, f.drift,
 		f.proved_at, f.last_run, coalesce(h.held_by, ''), h.reason, coalesce(h.since, 0), coalesce(h.until, 0),
 		coalesce(a.held_by, ''), a.reason, coalesce(a.since, 0), coalesce(a.until, 0), f.emptied_rev,
 		coalesce(p.rev, 0), coalesce(p.called_by, ''), p.reason, coalesce(p.since, 0),
@@ -114,10 +114,10 @@ func longer(a, b parry.Hold) parry.Hold {
 
 func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
 	var listed, retiring, adopt, proved, decide int64
-	var inc, proof string
+	var inc, proof, drift string
 	var own, all, panic, panicAll heldBy
 	var rev, revAll parry.Revision
-	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.FactsRev, &f.Epoch, &adopt, &inc, &proof,
+	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.FactsRev, &f.Epoch, &adopt, &inc, &proof, &f.ProvedAs, &drift,
 		&proved, &f.LastRun}
 	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest(), []any{&f.EmptiedRev, &rev}, panic.dest()[:3], []any{&revAll}, panicAll.dest()[:3],
 		[]any{&f.Check, &f.Approval.ID, &f.Approval.State, &decide})...); err != nil {
@@ -138,6 +138,9 @@ func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
 	f.Incident = parry.Incident(i)
 	if err := fromJSON(proof, &f.Proof); err != nil {
 		return f, fmt.Errorf("proof of %s: %w", f.Name, err)
+	}
+	if err := fromJSON(drift, &f.Drift); err != nil {
+		return f, fmt.Errorf("drift of %s: %w", f.Name, err)
 	}
 	return f, nil
 }

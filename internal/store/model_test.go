@@ -61,6 +61,8 @@ type modelFirewall struct {
 	held, incident bool
 	panic, emptied bool // as called, and as proved since
 	rejected       map[parry.BlockID]bool
+	drift          map[parry.BlockID]bool // the blocks that a verify found missing; nil: none is told
+	driftDirty     int                    // dirty when that made it so; 0: it was dirty already
 	running        *seen
 	gone           bool
 }
@@ -215,7 +217,39 @@ func (w *world) finish(ok, reject, late bool) {
 	w.ok(w.FinishRun(w.Context(), fin))
 	f.incident = !ok
 	if ok {
-		f.proved, f.rejected = *s, rejected
+		f.proved, f.rejected, f.drift = *s, rejected, nil
+	}
+}
+
+// drifts has a verify find that the first source's blocks are not loaded.
+func (w *world) drifts() {
+	name, f := w.first()
+	if f == nil || f.proved.ids == nil {
+		return
+	}
+	w.begin()
+	s := f.running
+	f.running = nil
+	d := parry.Drift{Since: w.clock.Now(), RunID: s.run.ID, Listed: true, MissingN: 1}
+	missing, clean := map[parry.BlockID]bool{}, f.proved.dirty == f.dirty
+	for id, b := range w.blocks {
+		if f.proved.ids[id] && b.source == w.sources[0] && !f.rejected[id] {
+			missing[id] = true
+			d.Blocks = append(d.Blocks, id)
+		}
+	}
+	slices.Sort(d.Blocks)
+	st := w.firewall(name)
+	d.Rev = st.Drift.Rev
+	fin := parry.FinishRun{Run: s.run, Drift: &d, Dirty: clean, Incident: parry.Incident{Since: w.clock.Now(), Failure: parry.FailProof}}
+	fin.Run.Kind, fin.Run.State, fin.Run.Failure = parry.RunVerify, parry.RunFailed, parry.FailProof
+	w.ok(w.FinishRun(w.Context(), fin))
+	if f.incident = true; f.drift == nil {
+		f.driftDirty = 0
+	}
+	if f.drift = missing; clean {
+		f.dirty++
+		f.driftDirty = f.dirty
 	}
 }
 
@@ -297,7 +331,7 @@ var events = map[string]func(*world){
 	"emptied": func(w *world) {
 		w.begin()
 		w.end(parry.FinishRun{Emptied: true, SetRejects: true}, func(f *modelFirewall, s *seen) {
-			f.proved, f.rejected, f.incident, f.emptied = *s, nil, false, true
+			f.proved, f.rejected, f.incident, f.emptied, f.drift = *s, nil, false, true, nil
 			f.dirty++
 		})
 	},
@@ -328,6 +362,7 @@ var events = map[string]func(*world){
 	"run applies": func(w *world) { w.begin(); w.finish(true, false, false) },
 	"rejected":    func(w *world) { w.begin(); w.finish(true, true, false) },
 	"run fails":   func(w *world) { w.begin(); w.finish(false, false, false) },
+	"drifts":      func(w *world) { w.drifts() },
 	"run late":    func(w *world) { w.begin(); w.finish(true, false, true) },
 }
 
@@ -348,7 +383,9 @@ func (f *modelFirewall) want(id parry.BlockID, b *modelBlock) parry.State {
 		return parry.StateLifting
 	case f.rejected[id]:
 		return parry.StateRejected
-	case known && f.proved.dirty == f.dirty:
+	case known && !f.panic && f.drift[id]:
+		return parry.StateDrifted
+	case known && (f.proved.dirty == f.dirty || !f.panic && f.drift != nil && f.driftDirty == f.dirty):
 		return parry.StateEnforced
 	case f.panic && !f.emptied && known:
 		return parry.StateLifting
@@ -392,7 +429,8 @@ func (w *world) leave() {
 	}
 }
 
-// Every event after every other: on a new firewall, on one that has a block in force, and while a run is on that will not know of them.
+// Every event after every other: on a firewall that has a block in force; on SQLite, which is quick, also on a new one, and while a run is on that
+// will not know of them. With the sequences below that is more than 10,000.
 func TestDerivedStates_everyPair(t *testing.T) {
 	t.Parallel()
 	for _, eng := range engines {
@@ -401,7 +439,11 @@ func TestDerivedStates_everyPair(t *testing.T) {
 			e := newEnv(t, eng.open(t))
 			n := 0
 			names := slices.Sorted(maps.Keys(events))
-			for _, start := range [][]string{{}, {"create", "run applies"}, {"create", "run applies", "run begins"}} {
+			starts := [][]string{{"create", "run applies"}}
+			if eng.name == "sqlite" {
+				starts = append(starts, []string{}, []string{"create", "run applies", "run begins"})
+			}
+			for _, start := range starts {
 				for _, a := range names {
 					for _, b := range names {
 						w := newWorld(e, n)
@@ -429,17 +471,23 @@ func TestDerivedStates_anySequence(t *testing.T) {
 			e := newEnv(t, eng.open(t))
 			n := 0
 			names := slices.Sorted(maps.Keys(events))
-			rapid.Check(t, func(rt *rapid.T) {
-				w := newWorld(e, n)
-				n++
-				var history []string
-				for _, ev := range rapid.SliceOfN(rapid.SampledFrom(names), 1, 15).Draw(rt, "events") {
-					history = append(history, ev)
-					events[ev](w)
-					w.check(history)
-				}
-				w.leave()
-			})
+			rounds := 1 // of rapid's hundred
+			if eng.name == "sqlite" {
+				rounds = 70
+			}
+			for range rounds {
+				rapid.Check(t, func(rt *rapid.T) {
+					w := newWorld(e, n)
+					n++
+					var history []string
+					for _, ev := range rapid.SliceOfN(rapid.SampledFrom(names), 1, 15).Draw(rt, "events") {
+						history = append(history, ev)
+						events[ev](w)
+						w.check(history)
+					}
+					w.leave()
+				})
+			}
 		})
 	}
 }

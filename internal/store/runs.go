@@ -80,9 +80,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		}
 		t.auditRun(&f.Run)
 		var epoch, applied, dirty, proved int64
-		var proof string
-		err := t.row(`SELECT epoch, applied_rev, dirty_rev, proof, proved_at FROM firewalls WHERE name = $1`, []any{f.Run.Firewall},
-			&epoch, &applied, &dirty, &proof, &proved)
+		var proof, provedAs, drift string
+		err := t.row(`SELECT epoch, applied_rev, dirty_rev, proof, proved_at, proved_as, drift FROM firewalls WHERE name = $1`, []any{f.Run.Firewall},
+			&epoch, &applied, &dirty, &proof, &proved, &provedAs, &drift)
 		if errors.Is(err, sql.ErrNoRows) { // retired meanwhile
 			return nil
 		}
@@ -102,16 +102,28 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 				t.closeApproval(f.Run.Firewall, parry.ApprovalGone),
 				t.exec(`DELETE FROM firewalls WHERE name = $1`, f.Run.Firewall))
 		}
+		if err := t.verification(&f); err != nil {
+			return err
+		}
 		if f.Applied {
+			drift, provedAs = "", f.Digest
 			applied, proof, proved = max(applied, int64(f.Run.Revision)), toJSON(f.Run.Got), micros(f.Run.EndedAt)
 		}
 		var emptied int64
 		if f.Emptied {
+			drift, provedAs = "", f.Digest
 			applied, proof, proved, emptied = max(applied, int64(f.Run.Revision)), toJSON(f.Run.Got), micros(f.Run.EndedAt), int64(t.rev)
 		}
 		if f.Dirty || f.Emptied {
 			dirty = int64(t.rev)
 			t.wakes |= wakeDesired
+		}
+		if f.Drift != nil {
+			d := *f.Drift
+			if f.Dirty {
+				d.Rev = t.rev
+			}
+			drift = toJSON(d)
 		}
 		if f.Facts != nil {
 			if err := t.facts(f.Run.Firewall, *f.Facts); err != nil {
@@ -125,8 +137,8 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		err = t.exec(`UPDATE firewalls SET applied_rev = $2, dirty_rev = $3, proof = $4, proved_at = $5, incident = $6, last_run = $7,
 				adopt = CASE WHEN $8 = 1 THEN 0 ELSE adopt END,
 				verify_rev = CASE WHEN verify_rev <= $9 THEN 0 ELSE verify_rev END,
-				emptied_rev = CASE WHEN emptied_rev < $10 THEN $10 ELSE emptied_rev END WHERE name = $1`,
-			f.Run.Firewall, applied, dirty, proof, proved, inc, string(f.Run.ID), flag(f.ClearWords), int64(f.VerifyUsed), emptied)
+				emptied_rev = CASE WHEN emptied_rev < $10 THEN $10 ELSE emptied_rev END, proved_as = $11, drift = $12 WHERE name = $1`,
+			f.Run.Firewall, applied, dirty, proof, proved, inc, string(f.Run.ID), flag(f.ClearWords), int64(f.VerifyUsed), emptied, provedAs, drift)
 		if err == nil && f.Tried != nil {
 			err = t.tried(&f.Run, f.Tried)
 		}

@@ -206,6 +206,9 @@ func newPage(d *parry.Delivery) *page {
 	if r.WaitingN > 0 {
 		p.Lists = append(p.Lists, newList("Not in force", r.Waiting, r.WaitingN))
 	}
+	if len(r.Drift) > 0 {
+		p.Lists = append(p.Lists, newList("What differed (- was missing, + should not have been there)", r.Drift, len(r.Drift)))
+	}
 	if r.RejectsN > 0 {
 		p.Lists = append(p.Lists, newList("Rejected", r.Rejects, r.RejectsN))
 	}
