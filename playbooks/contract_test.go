@@ -33,6 +33,7 @@ type contractLab interface {
 var kinds = map[string]func(*testing.T) contractLab{
 	"pfsense 2.7.2": func(t *testing.T) contractLab { return pfsenseLab{start(t, "2.7.2")} },
 	"pfsense 2.9":   func(t *testing.T) contractLab { return pfsenseLab{start(t, "2.9")} },
+	"nftables":      func(t *testing.T) contractLab { return linuxLab{startLinux(t)} },
 }
 
 // each runs a test against every kind of firewall.
@@ -231,7 +232,7 @@ func TestContract_oneBadLineDoesNotStopTheOthers(t *testing.T) {
 	each(t, func(t *testing.T, lab contractLab) {
 		f := lab.base()
 		good := lab.entry("203.0.113.200")
-		bad := []string{"010.0.0.1 - - - - -", "203.0.113.1/24 - - - - -", "2001:DB8::1 - - - - -", "203.0.113.1 - - 22 - -", "203.0.113.1 - tcp 65536 - -", "203.0.113.1 - - -", "", "$(id) - - - - -"}
+		bad := []string{"010.0.0.1 - - - - -", "203.0.113.1/24 - - - - -", "2001:DB8::1 - - - - -", "203.0.113.4 - - 22 - -", "203.0.113.4 - tcp 65536 - -", "203.0.113.4 - - -", "", "$(id) - - - - -"}
 		a := f.applyFile(strings.Join(append(bad, good+" -"), "\n")+"\n", nil)
 		f.wantProof(a, good)
 		var want []reject
@@ -432,4 +433,50 @@ func (l pfsenseLab) intrude(source string) {
 		}
 	}
 	l.t.Fatalf("no rule of parry's blocks all of a source:\n%s", l.Rules())
+}
+
+// linuxLab is a Linux router, where real packets tell what is dropped.
+type linuxLab struct{ *linux }
+
+func (l linuxLab) base() *firewall            { return l.firewall }
+func (l linuxLab) entries() []string          { return mixedLinux }
+func (l linuxLab) entry(source string) string { return source + " - - - wan" }
+func (l linuxLab) reboot()                    { l.t.Helper(); l.net.Reboot() }
+
+// drops believes in a drop only after several tries: a packet can be late on a busy machine.
+func (l linuxLab) drops(source string) bool {
+	l.t.Helper()
+	to := server
+	if strings.Contains(source, ":") {
+		to = server6
+	}
+	for range 5 {
+		if l.net.Ping(source, to) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (l linuxLab) damage() map[string]func() {
+	by := func(command string) func() { return func() { l.t.Helper(); l.SSH(command) } }
+	return map[string]func(){
+		"an entry was taken out":        by("nft delete element inet parry ip4_32_if_wan '{ 203.0.113.10 }'"),
+		"a set was flushed":             by("nft flush set inet parry ip4_32_if_wan"),
+		"the rules were flushed":        by("nft flush chain inet parry sources"),
+		"an accept rule was put ahead":  by("nft insert rule inet parry prerouting accept"),
+		"the whole ruleset was flushed": by("nft flush ruleset"),
+	}
+}
+
+func (l linuxLab) bare() map[string]func() {
+	return map[string]func(){
+		"their rules were flushed": func() { l.SSH("nft flush chain inet parry exempt") },
+		"one was taken out":        func() { l.SSH("nft delete element inet parry exempt_ip6_128 '{ 2001:db8:bad::8 }'") },
+	}
+}
+
+func (l linuxLab) intrude(source string) {
+	l.t.Helper()
+	l.SSH("nft add element inet parry ip4_32_if_wan '{ " + source + " }'")
 }

@@ -889,13 +889,3 @@ func TestNftables_failuresAreToldAsWhatTheyAre(t *testing.T) {
 		t.Errorf("answered %+v", a)
 	}
 }
-
-func TestNftables_verifyWritesNoFileThatIsThere(t *testing.T) {
-	t.Parallel()
-	f := startLinux(t)
-	path := f.write("there", "mine")
-	f.wantFailure(f.play("verify.yml", vars{"parry_loaded_file": path}), "internal")
-	if b, err := os.ReadFile(path); err != nil || string(b) != "mine" {
-		t.Errorf("%q, %v", b, err)
-	}
-}

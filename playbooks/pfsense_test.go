@@ -283,11 +283,13 @@ func TestApply_secondaryWritesEntriesAndNoStructure(t *testing.T) {
 	if secondary.Config() != before {
 		t.Fatal("a secondary wrote config.xml")
 	}
-	primary.mustApply(mixed, vars{"pfsense_role": "primary"})
+	exempt := primary.write("exempt", "198.51.100.9\n")
+	wantExempt(t, primary.mustApply(mixed, vars{"pfsense_role": "primary", "parry_exempt_file": exempt}), "198.51.100.9")
 	primary.SyncTo(secondary.Lab)
 	before = secondary.Config()
-	a := secondary.mustApply(mixed, role)
+	a := secondary.mustApply(mixed, vars{"pfsense_role": "secondary", "parry_exempt_file": exempt})
 	secondary.wantProof(a, mixed...)
+	wantExempt(t, a, "198.51.100.9")
 	a = secondary.mustApply(mixed[:2], role)
 	secondary.wantProof(a, mixed[:2]...)
 	if a = secondary.mustApply(mixed[:2], role); a.Changed {
