@@ -917,6 +917,132 @@ type Bundle struct {
 	Version string `json:"version"`
 }
 
+// BundleCheckRequest defines model for BundleCheckRequest.
+type BundleCheckRequest struct {
+	Firewall string `json:"firewall,omitempty,omitzero"`
+}
+
+// BundleChecked defines model for BundleChecked.
+type BundleChecked struct {
+	Bundle Bundle `json:"bundle,omitempty,omitzero"`
+
+	// Problems What is wrong, with the file and line; empty when nothing is. Hostile text
+	Problems []string `json:"problems"`
+
+	// Run Id of the run in check mode
+	Run string `json:"run,omitempty,omitzero"`
+}
+
+// BundleChosen defines model for BundleChosen.
+type BundleChosen struct {
+	// Affects Firewalls that take it up
+	Affects []string `json:"affects"`
+	Bundle  Bundle   `json:"bundle,omitempty,omitzero"`
+
+	// Proved A firewall has applied it, and reading it back confirmed that
+	Proved bool `json:"proved,omitempty,omitzero"`
+
+	// Stay Firewalls of the bundle that do not, and why
+	Stay []string `json:"stay"`
+}
+
+// BundleCopy defines model for BundleCopy.
+type BundleCopy struct {
+	// Commit Of the source directory in git; with -dirty when it differed from it
+	Commit  string `json:"commit,omitempty,omitzero"`
+	Current bool   `json:"current"`
+
+	// CurrentAt When it became current last
+	CurrentAt time.Time `json:"current_at,omitempty,omitzero"`
+	Digest    string    `json:"digest"`
+
+	// Proved A firewall has applied it, and reading it back confirmed that
+	Proved  bool      `json:"proved"`
+	TakenAt time.Time `json:"taken_at,omitempty,omitzero"`
+
+	// UsedBy Firewalls that were converged with it last
+	UsedBy  []string `json:"used_by"`
+	Version string   `json:"version"`
+}
+
+// BundleDetail defines model for BundleDetail.
+type BundleDetail struct {
+	// Copies Of this replica; the one that became current last first
+	Copies    []BundleCopy     `json:"copies"`
+	Current   Bundle           `json:"current,omitempty,omitzero"`
+	Firewalls []BundleFirewall `json:"firewalls"`
+	Name      string           `json:"name"`
+
+	// Pin A word for every firewall of the bundle
+	Pin BundlePin `json:"pin,omitempty,omitzero"`
+
+	// Problem What is wrong with the newest edit of the source; the current copy goes on. Hostile text
+	Problem string `json:"problem,omitempty,omitzero"`
+
+	// Release Of a bundle with a canary, the version that the other firewalls follow
+	Release BundleRelease `json:"release,omitempty,omitzero"`
+
+	// Source The directory that is copied
+	Source string `json:"source"`
+
+	// Waits Why firewalls do not follow the current copy yet: what keeps the canary
+	Waits []string `json:"waits,omitempty,omitzero"`
+}
+
+// BundleDiff defines model for BundleDiff.
+type BundleDiff struct {
+	// Diff A unified diff of the files. What is large or no text is only named. Hostile text
+	Diff string `json:"diff"`
+
+	// Whole False when more differs than is shown
+	Whole bool `json:"whole"`
+}
+
+// BundleFirewall defines model for BundleFirewall.
+type BundleFirewall struct {
+	Canary bool   `json:"canary"`
+	Name   string `json:"name"`
+
+	// Next Digest of the copy that its next run takes
+	Next string `json:"next,omitempty,omitzero"`
+
+	// PinnedBy `configuration`, or whose word it is; left out when it follows
+	PinnedBy string `json:"pinned_by,omitempty,omitzero"`
+	Used     Bundle `json:"used,omitempty,omitzero"`
+}
+
+// BundleList defines model for BundleList.
+type BundleList struct {
+	Items []BundleDetail `json:"items"`
+}
+
+// BundlePin A word for every firewall of the bundle
+type BundlePin struct {
+	At      time.Time `json:"at"`
+	By      string    `json:"by"`
+	Digest  string    `json:"digest"`
+	Version string    `json:"version"`
+}
+
+// BundleRelease Of a bundle with a canary, the version that the other firewalls follow
+type BundleRelease struct {
+	At time.Time `json:"at"`
+
+	// By The canary that passed last, or whose word it was; left out for the first one
+	By      string `json:"by,omitempty,omitzero"`
+	Digest  string `json:"digest"`
+	Version string `json:"version"`
+}
+
+// BundleUseRequest defines model for BundleUseRequest.
+type BundleUseRequest struct {
+	// Digest The beginning of a copy's digest, or `current`
+	Digest string `json:"digest" validate:"required,max=64"`
+
+	// Firewall Left out is every firewall of the bundle
+	Firewall string `json:"firewall,omitempty,omitzero"`
+}
+
 // Caller defines model for Caller.
 type Caller struct {
 	ExpiresAt time.Time `json:"expires_at,omitempty,omitzero"`
@@ -1244,11 +1370,14 @@ type Firewall struct {
 	Approval string `json:"approval,omitempty,omitzero"`
 
 	// Approved The next run may make the change that was asked for
-	Approved      bool   `json:"approved,omitempty,omitzero"`
-	Bundle        string `json:"bundle"`
-	DirtyRevision int64  `json:"dirty_revision"`
-	Drift         Drift  `json:"drift,omitempty,omitzero"`
-	Epoch         int64  `json:"epoch"`
+	Approved bool   `json:"approved,omitempty,omitzero"`
+	Bundle   string `json:"bundle"`
+
+	// Canary New versions of its bundle are tried on it first
+	Canary        bool  `json:"canary,omitempty,omitzero"`
+	DirtyRevision int64 `json:"dirty_revision"`
+	Drift         Drift `json:"drift,omitempty,omitzero"`
+	Epoch         int64 `json:"epoch"`
 
 	// Facts What the firewall says of itself, as its last verify answered; only for one firewall asked by name, and left out where its bundle tells nothing.
 	// Its addresses, gateways and resolvers are never blocked.
@@ -1272,6 +1401,9 @@ type Firewall struct {
 	// Pin Digest of the bundle to stay on
 	Pin string `json:"pin,omitempty,omitzero"`
 
+	// PinnedBy `configuration`, or whose word it is; left out when it follows the bundle
+	PinnedBy string `json:"pinned_by,omitempty,omitzero"`
+
 	// Proof What the firewall itself reported
 	Proof    Proof     `json:"proof,omitempty,omitzero"`
 	ProvedAt time.Time `json:"proved_at,omitempty,omitzero"`
@@ -1287,6 +1419,7 @@ type Firewall struct {
 	// State proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
 	// flush.yml run by hand; panic: an operator's word to be empty; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
 	State FirewallCondition `json:"state"`
+	Used  Bundle            `json:"used,omitempty,omitzero"`
 }
 
 // FirewallCondition proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
@@ -1732,7 +1865,13 @@ type Role string
 
 // Run defines model for Run.
 type Run struct {
-	Bundle   Bundle    `json:"bundle"`
+	Bundle Bundle `json:"bundle"`
+
+	// CheckCommand The same in check mode: it changes nothing and shows what would change
+	CheckCommand string `json:"check_command,omitempty,omitzero"`
+
+	// Command How to run exactly the same by hand, for a shell on the host that ran it; left out when its files are not on this one. Only for one run asked by id
+	Command  string    `json:"command,omitempty,omitzero"`
 	EndedAt  time.Time `json:"ended_at,omitempty,omitzero"`
 	Epoch    int64     `json:"epoch"`
 	Failure  string    `json:"failure,omitempty,omitzero"`
@@ -1846,6 +1985,9 @@ type ApprovalID = string
 
 // BlockID defines model for BlockID.
 type BlockID = string
+
+// BundleName defines model for BundleName.
+type BundleName = string
 
 // Cursor defines model for Cursor.
 type Cursor = string
@@ -2049,6 +2191,15 @@ type ListBlockRequestsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// DiffBundleParams defines parameters for DiffBundle.
+type DiffBundleParams struct {
+	// From The beginning of a copy's digest, or `current`, which is also what leaving it out means
+	From *string `form:"from,omitempty" json:"from,omitempty"`
+
+	// To The same; left out is the source as it is now
+	To *string `form:"to,omitempty" json:"to,omitempty"`
+}
+
 // ExplainParams defines parameters for Explain.
 type ExplainParams struct {
 	// Address An address or prefix
@@ -2210,6 +2361,15 @@ type CreateBlockJSONRequestBody = BlockRequest
 
 // UpdateBlockJSONRequestBody defines body for UpdateBlock for application/json ContentType.
 type UpdateBlockJSONRequestBody = BlockUpdate
+
+// CheckBundleJSONRequestBody defines body for CheckBundle for application/json ContentType.
+type CheckBundleJSONRequestBody = BundleCheckRequest
+
+// RollBackBundleJSONRequestBody defines body for RollBackBundle for application/json ContentType.
+type RollBackBundleJSONRequestBody = BundleCheckRequest
+
+// UseBundleJSONRequestBody defines body for UseBundle for application/json ContentType.
+type UseBundleJSONRequestBody = BundleUseRequest
 
 // CreateExemptionJSONRequestBody defines body for CreateExemption for application/json ContentType.
 type CreateExemptionJSONRequestBody = ExemptionRequest
@@ -2476,6 +2636,79 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/blocks/{id}/requests (the `ListBlockRequests` operationId).
 	ListBlockRequests(ctx context.Context, id BlockID, params *ListBlockRequestsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListBundles The bundles that firewalls use, and the copies that this replica keeps
+	//
+	// Corresponds with GET /api/v1/bundles (the `ListBundles` operationId).
+	ListBundles(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetBundle One bundle
+	//
+	// Corresponds with GET /api/v1/bundles/{name} (the `GetBundle` operationId).
+	GetBundle(ctx context.Context, name BundleName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CheckBundleWithBody Take the source over now, and say what is wrong with it
+	//
+	// With a firewall, the copy is also run there in check mode, which changes nothing: `run` is the id of that run. It is begun when the firewall's lane
+	// comes to it, whatever the lane waits for; until then there is no such run. Its log shows what would change.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/bundles/{name}/check (the `CheckBundle` operationId).
+	CheckBundleWithBody(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CheckBundle Take the source over now, and say what is wrong with it
+	//
+	// With a firewall, the copy is also run there in check mode, which changes nothing: `run` is the id of that run. It is begun when the firewall's lane
+	// comes to it, whatever the lane waits for; until then there is no such run. Its log shows what would change.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/bundles/{name}/check (the `CheckBundle` operationId).
+	CheckBundle(ctx context.Context, name BundleName, body CheckBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DiffBundle How two copies differ, or a copy and the source
+	//
+	// Corresponds with GET /api/v1/bundles/{name}/diff (the `DiffBundle` operationId).
+	DiffBundle(ctx context.Context, name BundleName, params *DiffBundleParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollBackBundleWithBody Go back to the version before, and stay there
+	//
+	// The newest older copy that a firewall has proved; when none is known to be proved, the newest older one. It is a word as those of `use` are.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/bundles/{name}/rollback (the `RollBackBundle` operationId).
+	RollBackBundleWithBody(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollBackBundle Go back to the version before, and stay there
+	//
+	// The newest older copy that a firewall has proved; when none is known to be proved, the newest older one. It is a word as those of `use` are.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/bundles/{name}/rollback (the `RollBackBundle` operationId).
+	RollBackBundle(ctx context.Context, name BundleName, body RollBackBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UseBundleWithBody Have a firewall, or every one of the bundle, stay on a copy
+	//
+	// Until the word `current`, which lets them follow again. A firewall's own word holds before one for the bundle, the configuration's `pin` before both.
+	// For a bundle with a canary, a word for all is the canary's pass as well.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/bundles/{name}/use (the `UseBundle` operationId).
+	UseBundleWithBody(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UseBundle Have a firewall, or every one of the bundle, stay on a copy
+	//
+	// Until the word `current`, which lets them follow again. A firewall's own word holds before one for the bundle, the configuration's `pin` before both.
+	// For a bundle with a canary, a word for all is the canary's pass as well.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/bundles/{name}/use (the `UseBundle` operationId).
+	UseBundle(ctx context.Context, name BundleName, body UseBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListChannels The channels that tell people, and how they stand
 	//
@@ -3215,6 +3448,169 @@ func (c *Client) UpdateBlock(ctx context.Context, id BlockID, body UpdateBlockJS
 // Corresponds with GET /api/v1/blocks/{id}/requests (the `ListBlockRequests` operationId).
 func (c *Client) ListBlockRequests(ctx context.Context, id BlockID, params *ListBlockRequestsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListBlockRequestsRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListBundles The bundles that firewalls use, and the copies that this replica keeps
+//
+// Corresponds with GET /api/v1/bundles (the `ListBundles` operationId).
+func (c *Client) ListBundles(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListBundlesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetBundle One bundle
+//
+// Corresponds with GET /api/v1/bundles/{name} (the `GetBundle` operationId).
+func (c *Client) GetBundle(ctx context.Context, name BundleName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetBundleRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CheckBundleWithBody Take the source over now, and say what is wrong with it
+//
+// With a firewall, the copy is also run there in check mode, which changes nothing: `run` is the id of that run. It is begun when the firewall's lane
+// comes to it, whatever the lane waits for; until then there is no such run. Its log shows what would change.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/bundles/{name}/check (the `CheckBundle` operationId).
+func (c *Client) CheckBundleWithBody(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCheckBundleRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CheckBundle Take the source over now, and say what is wrong with it
+//
+// With a firewall, the copy is also run there in check mode, which changes nothing: `run` is the id of that run. It is begun when the firewall's lane
+// comes to it, whatever the lane waits for; until then there is no such run. Its log shows what would change.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/bundles/{name}/check (the `CheckBundle` operationId).
+func (c *Client) CheckBundle(ctx context.Context, name BundleName, body CheckBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCheckBundleRequest(c.Server, name, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DiffBundle How two copies differ, or a copy and the source
+//
+// Corresponds with GET /api/v1/bundles/{name}/diff (the `DiffBundle` operationId).
+func (c *Client) DiffBundle(ctx context.Context, name BundleName, params *DiffBundleParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDiffBundleRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollBackBundleWithBody Go back to the version before, and stay there
+//
+// The newest older copy that a firewall has proved; when none is known to be proved, the newest older one. It is a word as those of `use` are.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/bundles/{name}/rollback (the `RollBackBundle` operationId).
+func (c *Client) RollBackBundleWithBody(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollBackBundleRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollBackBundle Go back to the version before, and stay there
+//
+// The newest older copy that a firewall has proved; when none is known to be proved, the newest older one. It is a word as those of `use` are.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/bundles/{name}/rollback (the `RollBackBundle` operationId).
+func (c *Client) RollBackBundle(ctx context.Context, name BundleName, body RollBackBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollBackBundleRequest(c.Server, name, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UseBundleWithBody Have a firewall, or every one of the bundle, stay on a copy
+//
+// Until the word `current`, which lets them follow again. A firewall's own word holds before one for the bundle, the configuration's `pin` before both.
+// For a bundle with a canary, a word for all is the canary's pass as well.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/bundles/{name}/use (the `UseBundle` operationId).
+func (c *Client) UseBundleWithBody(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUseBundleRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UseBundle Have a firewall, or every one of the bundle, stay on a copy
+//
+// Until the word `current`, which lets them follow again. A firewall's own word holds before one for the bundle, the configuration's `pin` before both.
+// For a bundle with a canary, a word for all is the canary's pass as well.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/bundles/{name}/use (the `UseBundle` operationId).
+func (c *Client) UseBundle(ctx context.Context, name BundleName, body UseBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUseBundleRequest(c.Server, name, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5329,6 +5725,281 @@ func NewListBlockRequestsRequest(server string, id BlockID, params *ListBlockReq
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewListBundlesRequest constructs an http.Request for the ListBundles method
+func NewListBundlesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/bundles")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetBundleRequest constructs an http.Request for the GetBundle method
+func NewGetBundleRequest(server string, name BundleName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/bundles/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCheckBundleRequest calls the generic CheckBundle builder with application/json body
+func NewCheckBundleRequest(server string, name BundleName, body CheckBundleJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCheckBundleRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewCheckBundleRequestWithBody constructs an http.Request for the CheckBundle method, with any body, and a specified content type
+func NewCheckBundleRequestWithBody(server string, name BundleName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/bundles/%s/check", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDiffBundleRequest constructs an http.Request for the DiffBundle method
+func NewDiffBundleRequest(server string, name BundleName, params *DiffBundleParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/bundles/%s/diff", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRollBackBundleRequest calls the generic RollBackBundle builder with application/json body
+func NewRollBackBundleRequest(server string, name BundleName, body RollBackBundleJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRollBackBundleRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewRollBackBundleRequestWithBody constructs an http.Request for the RollBackBundle method, with any body, and a specified content type
+func NewRollBackBundleRequestWithBody(server string, name BundleName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/bundles/%s/rollback", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewUseBundleRequest calls the generic UseBundle builder with application/json body
+func NewUseBundleRequest(server string, name BundleName, body UseBundleJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUseBundleRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewUseBundleRequestWithBody constructs an http.Request for the UseBundle method, with any body, and a specified content type
+func NewUseBundleRequestWithBody(server string, name BundleName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/bundles/%s/use", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -7709,6 +8380,85 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/blocks/{id}/requests (the `ListBlockRequests` operationId).
 	ListBlockRequestsWithResponse(ctx context.Context, id BlockID, params *ListBlockRequestsParams, reqEditors ...RequestEditorFn) (*ListBlockRequestsResult, error)
 
+	// ListBundlesWithResponse The bundles that firewalls use, and the copies that this replica keeps
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/bundles (the `ListBundles` operationId).
+	ListBundlesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListBundlesResult, error)
+
+	// GetBundleWithResponse One bundle
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/bundles/{name} (the `GetBundle` operationId).
+	GetBundleWithResponse(ctx context.Context, name BundleName, reqEditors ...RequestEditorFn) (*GetBundleResult, error)
+
+	// CheckBundleWithBodyWithResponse Take the source over now, and say what is wrong with it
+	//
+	// With a firewall, the copy is also run there in check mode, which changes nothing: `run` is the id of that run. It is begun when the firewall's lane
+	// comes to it, whatever the lane waits for; until then there is no such run. Its log shows what would change.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/bundles/{name}/check (the `CheckBundle` operationId).
+	CheckBundleWithBodyWithResponse(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CheckBundleResult, error)
+
+	// CheckBundleWithResponse Take the source over now, and say what is wrong with it
+	//
+	// With a firewall, the copy is also run there in check mode, which changes nothing: `run` is the id of that run. It is begun when the firewall's lane
+	// comes to it, whatever the lane waits for; until then there is no such run. Its log shows what would change.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/bundles/{name}/check (the `CheckBundle` operationId).
+	CheckBundleWithResponse(ctx context.Context, name BundleName, body CheckBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*CheckBundleResult, error)
+
+	// DiffBundleWithResponse How two copies differ, or a copy and the source
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/bundles/{name}/diff (the `DiffBundle` operationId).
+	DiffBundleWithResponse(ctx context.Context, name BundleName, params *DiffBundleParams, reqEditors ...RequestEditorFn) (*DiffBundleResult, error)
+
+	// RollBackBundleWithBodyWithResponse Go back to the version before, and stay there
+	//
+	// The newest older copy that a firewall has proved; when none is known to be proved, the newest older one. It is a word as those of `use` are.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/bundles/{name}/rollback (the `RollBackBundle` operationId).
+	RollBackBundleWithBodyWithResponse(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RollBackBundleResult, error)
+
+	// RollBackBundleWithResponse Go back to the version before, and stay there
+	//
+	// The newest older copy that a firewall has proved; when none is known to be proved, the newest older one. It is a word as those of `use` are.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/bundles/{name}/rollback (the `RollBackBundle` operationId).
+	RollBackBundleWithResponse(ctx context.Context, name BundleName, body RollBackBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*RollBackBundleResult, error)
+
+	// UseBundleWithBodyWithResponse Have a firewall, or every one of the bundle, stay on a copy
+	//
+	// Until the word `current`, which lets them follow again. A firewall's own word holds before one for the bundle, the configuration's `pin` before both.
+	// For a bundle with a canary, a word for all is the canary's pass as well.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/bundles/{name}/use (the `UseBundle` operationId).
+	UseBundleWithBodyWithResponse(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UseBundleResult, error)
+
+	// UseBundleWithResponse Have a firewall, or every one of the bundle, stay on a copy
+	//
+	// Until the word `current`, which lets them follow again. A firewall's own word holds before one for the bundle, the configuration's `pin` before both.
+	// For a bundle with a canary, a word for all is the canary's pass as well.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/bundles/{name}/use (the `UseBundle` operationId).
+	UseBundleWithResponse(ctx context.Context, name BundleName, body UseBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*UseBundleResult, error)
+
 	// ListChannelsWithResponse The channels that tell people, and how they stand
 	//
 	// Mail is among them, as `mail`, where it is configured.
@@ -9028,6 +9778,336 @@ func (r ListBlockRequestsResult) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListBlockRequestsResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListBundlesResultDefaultHeaders the declared response headers of an HTTP default response for ListBundles
+type ListBundlesResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ListBundlesResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BundleList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListBundlesResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListBundlesResult) GetJSON200() *BundleList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListBundlesResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListBundlesResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListBundlesResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListBundlesResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListBundlesResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetBundleResultDefaultHeaders the declared response headers of an HTTP default response for GetBundle
+type GetBundleResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type GetBundleResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BundleDetail
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetBundleResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetBundleResult) GetJSON200() *BundleDetail {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetBundleResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetBundleResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetBundleResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetBundleResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetBundleResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CheckBundleResultDefaultHeaders the declared response headers of an HTTP default response for CheckBundle
+type CheckBundleResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type CheckBundleResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BundleChecked
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CheckBundleResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CheckBundleResult) GetJSON200() *BundleChecked {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CheckBundleResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CheckBundleResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CheckBundleResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CheckBundleResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CheckBundleResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DiffBundleResultDefaultHeaders the declared response headers of an HTTP default response for DiffBundle
+type DiffBundleResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type DiffBundleResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BundleDiff
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DiffBundleResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DiffBundleResult) GetJSON200() *BundleDiff {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DiffBundleResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DiffBundleResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DiffBundleResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DiffBundleResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DiffBundleResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RollBackBundleResultDefaultHeaders the declared response headers of an HTTP default response for RollBackBundle
+type RollBackBundleResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type RollBackBundleResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BundleChosen
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *RollBackBundleResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RollBackBundleResult) GetJSON200() *BundleChosen {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RollBackBundleResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RollBackBundleResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RollBackBundleResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RollBackBundleResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RollBackBundleResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UseBundleResultDefaultHeaders the declared response headers of an HTTP default response for UseBundle
+type UseBundleResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type UseBundleResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BundleChosen
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *UseBundleResultDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UseBundleResult) GetJSON200() *BundleChosen {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UseBundleResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UseBundleResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UseBundleResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UseBundleResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UseBundleResult) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -11909,6 +12989,139 @@ func (c *ClientWithResponses) ListBlockRequestsWithResponse(ctx context.Context,
 	return ParseListBlockRequestsResult(rsp)
 }
 
+// ListBundlesWithResponse The bundles that firewalls use, and the copies that this replica keeps
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/bundles (the `ListBundles` operationId).
+func (c *ClientWithResponses) ListBundlesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListBundlesResult, error) {
+	rsp, err := c.ListBundles(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListBundlesResult(rsp)
+}
+
+// GetBundleWithResponse One bundle
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/bundles/{name} (the `GetBundle` operationId).
+func (c *ClientWithResponses) GetBundleWithResponse(ctx context.Context, name BundleName, reqEditors ...RequestEditorFn) (*GetBundleResult, error) {
+	rsp, err := c.GetBundle(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetBundleResult(rsp)
+}
+
+// CheckBundleWithBodyWithResponse Take the source over now, and say what is wrong with it
+//
+// With a firewall, the copy is also run there in check mode, which changes nothing: `run` is the id of that run. It is begun when the firewall's lane
+// comes to it, whatever the lane waits for; until then there is no such run. Its log shows what would change.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/bundles/{name}/check (the `CheckBundle` operationId).
+func (c *ClientWithResponses) CheckBundleWithBodyWithResponse(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CheckBundleResult, error) {
+	rsp, err := c.CheckBundleWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCheckBundleResult(rsp)
+}
+
+// CheckBundleWithResponse Take the source over now, and say what is wrong with it
+//
+// With a firewall, the copy is also run there in check mode, which changes nothing: `run` is the id of that run. It is begun when the firewall's lane
+// comes to it, whatever the lane waits for; until then there is no such run. Its log shows what would change.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/bundles/{name}/check (the `CheckBundle` operationId).
+func (c *ClientWithResponses) CheckBundleWithResponse(ctx context.Context, name BundleName, body CheckBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*CheckBundleResult, error) {
+	rsp, err := c.CheckBundle(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCheckBundleResult(rsp)
+}
+
+// DiffBundleWithResponse How two copies differ, or a copy and the source
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/bundles/{name}/diff (the `DiffBundle` operationId).
+func (c *ClientWithResponses) DiffBundleWithResponse(ctx context.Context, name BundleName, params *DiffBundleParams, reqEditors ...RequestEditorFn) (*DiffBundleResult, error) {
+	rsp, err := c.DiffBundle(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDiffBundleResult(rsp)
+}
+
+// RollBackBundleWithBodyWithResponse Go back to the version before, and stay there
+//
+// The newest older copy that a firewall has proved; when none is known to be proved, the newest older one. It is a word as those of `use` are.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/bundles/{name}/rollback (the `RollBackBundle` operationId).
+func (c *ClientWithResponses) RollBackBundleWithBodyWithResponse(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RollBackBundleResult, error) {
+	rsp, err := c.RollBackBundleWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollBackBundleResult(rsp)
+}
+
+// RollBackBundleWithResponse Go back to the version before, and stay there
+//
+// The newest older copy that a firewall has proved; when none is known to be proved, the newest older one. It is a word as those of `use` are.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/bundles/{name}/rollback (the `RollBackBundle` operationId).
+func (c *ClientWithResponses) RollBackBundleWithResponse(ctx context.Context, name BundleName, body RollBackBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*RollBackBundleResult, error) {
+	rsp, err := c.RollBackBundle(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollBackBundleResult(rsp)
+}
+
+// UseBundleWithBodyWithResponse Have a firewall, or every one of the bundle, stay on a copy
+//
+// Until the word `current`, which lets them follow again. A firewall's own word holds before one for the bundle, the configuration's `pin` before both.
+// For a bundle with a canary, a word for all is the canary's pass as well.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/bundles/{name}/use (the `UseBundle` operationId).
+func (c *ClientWithResponses) UseBundleWithBodyWithResponse(ctx context.Context, name BundleName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UseBundleResult, error) {
+	rsp, err := c.UseBundleWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUseBundleResult(rsp)
+}
+
+// UseBundleWithResponse Have a firewall, or every one of the bundle, stay on a copy
+//
+// Until the word `current`, which lets them follow again. A firewall's own word holds before one for the bundle, the configuration's `pin` before both.
+// For a bundle with a canary, a word for all is the canary's pass as well.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/bundles/{name}/use (the `UseBundle` operationId).
+func (c *ClientWithResponses) UseBundleWithResponse(ctx context.Context, name BundleName, body UseBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*UseBundleResult, error) {
+	rsp, err := c.UseBundle(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUseBundleResult(rsp)
+}
+
 // ListChannelsWithResponse The channels that tell people, and how they stand
 //
 // Mail is among them, as `mail`, where it is configured.
@@ -13451,6 +14664,282 @@ func ParseListBlockRequestsResult(rsp *http.Response) (*ListBlockRequestsResult,
 	switch {
 	case true:
 		var headers ListBlockRequestsResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListBundlesResult parses an HTTP response from a ListBundlesWithResponse call
+func ParseListBundlesResult(rsp *http.Response) (*ListBundlesResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListBundlesResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BundleList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListBundlesResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetBundleResult parses an HTTP response from a GetBundleWithResponse call
+func ParseGetBundleResult(rsp *http.Response) (*GetBundleResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetBundleResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BundleDetail
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers GetBundleResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCheckBundleResult parses an HTTP response from a CheckBundleWithResponse call
+func ParseCheckBundleResult(rsp *http.Response) (*CheckBundleResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CheckBundleResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BundleChecked
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers CheckBundleResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDiffBundleResult parses an HTTP response from a DiffBundleWithResponse call
+func ParseDiffBundleResult(rsp *http.Response) (*DiffBundleResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DiffBundleResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BundleDiff
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers DiffBundleResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRollBackBundleResult parses an HTTP response from a RollBackBundleWithResponse call
+func ParseRollBackBundleResult(rsp *http.Response) (*RollBackBundleResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RollBackBundleResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BundleChosen
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers RollBackBundleResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUseBundleResult parses an HTTP response from a UseBundleWithResponse call
+func ParseUseBundleResult(rsp *http.Response) (*UseBundleResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UseBundleResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BundleChosen
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers UseBundleResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

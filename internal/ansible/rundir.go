@@ -17,6 +17,33 @@ import (
 // the run has ended, result.json. With it the run can be repeated by hand: Outcome.Command.
 func (r *Runner) runDir(id parry.RunID) string { return filepath.Join(r.runsDir(), string(id)) }
 
+// ByHand is a run's command for a POSIX shell: the same playbooks, inventory, variables and settings, in the environment that the run had but for
+// the caller's own home. It tells the firewall that the revision which this run brought is known; one that was brought to a later revision since
+// refuses it. Checked, it changes nothing and shows what it would change, whatever the firewall was brought to since. The directories' paths
+// are plain: see checkPath.
+func ByHand(playbook, runDir, bundleDir string, kind parry.RunKind, revision parry.Revision, check bool) string {
+	book, flags, more := "apply.yml", "", fmt.Sprintf(` -e '{"parry_sent_revision": %d}'`, revision)
+	switch {
+	case kind == parry.RunVerify:
+		book, more = "verify.yml", ""
+	case check, kind == parry.RunCheck:
+		flags, more = " --check --diff", ` -e '{"parry_adopt": true}'`
+	}
+	return fmt.Sprintf(`env -i PATH=%s LANG=C.UTF-8 HOME="$HOME" ANSIBLE_CONFIG=%s %s -i %s%s %s -e @%s%s`, fixedPath, filepath.Join(runDir, "ansible.cfg"),
+		quote(playbook), filepath.Join(runDir, "inventory.json"), flags, filepath.Join(bundleDir, book), filepath.Join(runDir, "vars.json"), more)
+}
+
+// quote writes a word for a POSIX shell.
+func quote(s string) string {
+	if pathRE.MatchString("/" + s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// Playbook is the ansible-playbook that runs, by its path.
+func (r *Runner) Playbook() string { return r.playbookBin }
+
 func (r *Runner) runsDir() string { return filepath.Join(r.stateDir, "runs") }
 
 // record is what a run writes down while it is on.

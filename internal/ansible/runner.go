@@ -362,7 +362,8 @@ func (r *Runner) play(ctx context.Context, s *Spec, dir string, held *os.File) (
 	}
 	cmd := playbook.NewAnsiblePlaybookCmd(playbook.WithBinary(r.playbookBin),
 		playbook.WithPlaybooks(filepath.Join(s.Bundle.Dir, book)), playbook.WithPlaybookOptions(opts))
-	byHand := "ANSIBLE_CONFIG=" + filepath.Join(dir, "ansible.cfg") + " " + cmd.String()
+
+	revision, _ := s.Vars["parry_revision"].(int64)
 
 	stderr := newCappedLog(io.Discard, 0)
 	deadline, cancel := context.WithTimeout(ctx, s.Deadline)
@@ -377,7 +378,7 @@ func (r *Runner) play(ctx context.Context, s *Spec, dir string, held *os.File) (
 		return nil, err
 	}
 
-	o := &Outcome{Wall: wall, CPU: l.process.cpu, MaxRSS: l.process.maxRSS, Command: byHand}
+	o := &Outcome{Wall: wall, CPU: l.process.cpu, MaxRSS: l.process.maxRSS, Command: ByHand(r.playbookBin, dir, s.Bundle.Dir, s.Kind, parry.Revision(revision), s.Check)}
 	w.judge(o, l.process, string(stderr.last(tailSize)), countLines(s.Desired))
 	if l.process.ended {
 		o.Failure, o.Message = parry.FailTimeout, fmt.Sprintf("ended at its deadline of %s", s.Deadline)

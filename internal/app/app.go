@@ -90,7 +90,8 @@ type state struct {
 	hosts     map[string]ansible.Host
 	inventory error // why there are no hosts
 	manifests map[string]bundle.Manifest
-	bundles   map[string]error // what is wrong with a bundle or a firewall's settings, by firewall
+	digests   map[string]string // of the current copies, by bundle
+	bundles   map[string]error  // what is wrong with a bundle or a firewall's settings, by firewall
 }
 
 type cleanup struct {

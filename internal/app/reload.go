@@ -46,28 +46,38 @@ func (a *App) survey(ctx context.Context, cfg *config.Config) *state {
 		}
 		return ""
 	})
-	st.manifests, st.bundles = a.readBundles(ctx, st.fleet)
+	a.readBundles(ctx, st)
 	return st
 }
 
-// readBundles refreshes every bundle that a firewall uses and holds the firewall's settings against it.
-func (a *App) readBundles(ctx context.Context, fleet *parry.Fleet) (map[string]bundle.Manifest, map[string]error) {
-	manifests, wrong := map[string]bundle.Manifest{}, map[string]error{}
-	for i := range fleet.Firewalls {
-		fw := &fleet.Firewalls[i]
+// readBundles refreshes every bundle that a firewall uses and holds the firewall's settings against the copy that it is to have.
+func (a *App) readBundles(ctx context.Context, st *state) {
+	st.manifests, st.bundles, st.digests = map[string]bundle.Manifest{}, map[string]error{}, map[string]string{}
+	words, err := a.store.BundleStates(ctx, "")
+	if err != nil && ctx.Err() == nil {
+		a.log.Error("read which copies of bundles firewalls stay on", "err", err)
+	}
+	for i := range st.fleet.Firewalls {
+		fw := &st.fleet.Firewalls[i]
 		b, err := a.library.Refresh(ctx, fw.Bundle)
-		if fw.Pin != "" {
-			b, err = a.library.Get(fw.Bundle, fw.Pin)
+		st.digests[fw.Bundle] = b.Digest
+		word := words[fw.Bundle]
+		switch c := st.fleet.Choose(&word, fw, b.Digest); {
+		case c.PinnedBy != "":
+			b, err = a.library.Get(fw.Bundle, c.Digest)
+		case c.Digest != b.Digest:
+			var missing error
+			b, missing = a.library.Get(fw.Bundle, c.Digest)
+			err = errors.Join(err, missing)
 		}
 		if b.Dir != "" {
-			manifests[fw.Name] = b.Manifest
+			st.manifests[fw.Name] = b.Manifest
 			err = errors.Join(err, b.Manifest.CheckSettings(fw.Settings))
 		}
 		if err != nil {
-			wrong[fw.Name] = err
+			st.bundles[fw.Name] = err
 		}
 	}
-	return manifests, wrong
 }
 
 // settle brings the database and the never-block list up to a new state.
@@ -342,13 +352,19 @@ func (a *App) resurvey(ctx context.Context) {
 		return
 	}
 	st := *old
-	st.manifests, st.bundles = a.readBundles(ctx, st.fleet)
+	a.readBundles(ctx, &st)
 	for name, err := range st.bundles {
 		if was := old.bundles[name]; was == nil || was.Error() != err.Error() {
 			a.log.Error("a firewall's bundle cannot be used", "firewall", name, "err", err)
 		}
 	}
 	a.state.Store(&st)
+	for name, digest := range st.digests {
+		if digest != old.digests[name] {
+			a.reconciler.Try(name)
+		}
+	}
+	bundles{a}.tell(ctx)
 }
 
 func (a *App) prune(ctx context.Context) {
@@ -371,16 +387,39 @@ func (a *App) prune(ctx context.Context) {
 	if err := a.runner.Prune(r.Runs.D(), r.RunCount*max(1, len(st.fleet.Firewalls))); err != nil {
 		a.log.Error("prune the run directories", "err", err)
 	}
-	pins := map[string][]string{}
-	for _, fw := range st.fleet.Firewalls {
-		pins[fw.Bundle] = append(pins[fw.Bundle], fw.Pin)
+	if err := a.pruneCopies(ctx, st.fleet); err != nil && ctx.Err() == nil {
+		a.log.Error("prune the bundles' copies", "err", err)
 	}
-	for name, p := range pins {
-		p = slices.DeleteFunc(p, func(s string) bool { return s == "" })
-		if err := a.library.Prune(name, p...); err != nil {
-			a.log.Error("prune the bundles' copies", "bundle", name, "err", err)
+}
+
+// pruneCopies removes old copies of bundles: none that a firewall is pinned to, that a trial or release is about, or that a kept run names.
+func (a *App) pruneCopies(ctx context.Context, fleet *parry.Fleet) error {
+	keep := map[string][]string{}
+	for _, fw := range fleet.Firewalls {
+		keep[fw.Bundle] = append(keep[fw.Bundle], fw.Pin)
+	}
+	uses, err := a.store.BundleUses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, u := range uses {
+		keep[u.Bundle.Name] = append(keep[u.Bundle.Name], u.Bundle.Digest)
+	}
+	states, err := a.store.BundleStates(ctx, "")
+	if err != nil {
+		return err
+	}
+	for name, s := range states {
+		keep[name] = append(keep[name], s.Release.Digest, s.Trial.Digest)
+		for _, p := range s.Pins {
+			keep[name] = append(keep[name], p.Digest)
 		}
 	}
+	var errs []error
+	for name, digests := range keep {
+		errs = append(errs, a.library.Prune(name, digests...))
+	}
+	return errors.Join(errs...)
 }
 
 func (a *App) pokeWarm() {

@@ -162,11 +162,33 @@ func limits(cfg *config.Config) policy.Limits {
 }
 
 // runFiles opens what runs left in the state directory.
-type runFiles struct{ dir string }
+type runFiles struct {
+	dir string
+	app *App
+}
 
 func (f runFiles) open(r parry.Run, name string) (io.ReadCloser, error) {
 	return os.OpenInRoot(filepath.Join(f.dir, "runs"), filepath.Join(string(r.ID), name))
 }
 
-func (f runFiles) Log(r parry.Run) (io.ReadCloser, error)    { return f.open(r, "log.txt") }
+func (f runFiles) Log(r parry.Run) (io.ReadCloser, error) { return f.open(r, "log.txt") }
+
+// Command tells how to run the same again by hand, and how to see what that would change; nothing when its files or its bundle's copy are
+// not on this host (any more).
+func (f runFiles) Command(r parry.Run) (again, check string) {
+	dir := filepath.Join(f.dir, "runs", string(r.ID))
+	if _, err := os.Stat(filepath.Join(dir, "vars.json")); err != nil {
+		return "", ""
+	}
+	b, err := f.app.library.Get(r.Bundle.Name, r.Bundle.Digest)
+	if err != nil {
+		return "", ""
+	}
+	again = ansible.ByHand(f.app.runner.Playbook(), dir, b.Dir, r.Kind, r.Revision, false)
+	if r.Kind != parry.RunVerify && r.Kind != parry.RunCheck {
+		check = ansible.ByHand(f.app.runner.Playbook(), dir, b.Dir, r.Kind, r.Revision, true)
+	}
+	return again, check
+}
+
 func (f runFiles) Events(r parry.Run) (io.ReadCloser, error) { return f.open(r, "events.jsonl") }

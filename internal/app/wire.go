@@ -24,7 +24,7 @@ func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Re
 	r := cfg.Reconcile
 	return reconcile.New(reconcile.Options{
 		Store: a.store, Runner: a.runner, Library: a.library, Fleet: a.fleet, Host: a.host, Exempt: a.exempt, ExemptFile: a.exemptFile, Controller: controller,
-		Channels: subscriptions(cfg), StateDir: cfg.StateDir, Playbook: cfg.Ansible.PlaybookBin,
+		Channels: subscriptions(cfg), StateDir: cfg.StateDir, Playbook: a.runner.Playbook(),
 		Slack: cfg.Blocks.ExpirySlack.D(), RunDeadline: cfg.Ansible.Deadline.D(), Drain: min(drain, cfg.Ansible.Deadline.D()),
 		VerifyEvery: r.VerifyEvery.D(), Backoff: reconcile.Backoff{Min: r.BackoffMin.D(), Max: r.BackoffMax.D(), SlowMin: r.AuthBackoff.D()},
 		Bounds: reconcile.Bounds{
@@ -68,7 +68,8 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 		Reading:  parry.ReadingGood(cfg.Reconcile.VerifyEvery.D()),
 		Phase:    func(name string) string { return string(a.reconciler.LaneState(name)) },
 		Channels: a.notifier,
-		RunFiles: runFiles{cfg.StateDir},
+		RunFiles: runFiles{cfg.StateDir, a},
+		Bundles:  bundles{a},
 		Checks:   a.checks(),
 		Version:  func() (string, string, string) { return a.o.Version, a.o.Commit, a.o.Built },
 		Proxies:  proxies, Now: a.o.Now, Logger: a.log,
@@ -128,6 +129,9 @@ func (a *App) checks() []httpapi.Check {
 				errs = append(errs, fmt.Errorf("firewall %s: %w", name, err))
 			}
 			return errors.Join(errs...)
+		}},
+		{Name: "canaries", Advisory: true, Func: func(ctx context.Context) error {
+			return bundles{a}.waiting(ctx)
 		}},
 		{Name: "clock", Func: func(context.Context) error { return a.reconciler.ClockHeld() }},
 		{Name: "addresses", Advisory: true, Func: a.claims.check},

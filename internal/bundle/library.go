@@ -242,7 +242,7 @@ func (l *Library) Get(name, digest string) (Bundle, error) {
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = parry.Errorf(parry.KindNotFound, "this host has no copy %.12s: put that version into %s and run `parry bundles check %s` here, or choose another "+
-				"(`parry bundles use %s current`)", digest, filepath.Join(l.root, name), name, name)
+				"(`parry bundles use`)", digest, filepath.Join(l.root, name), name)
 		}
 		return Bundle{}, fmt.Errorf("bundle %s: %w", name, err)
 	}

@@ -129,7 +129,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 refused by policy,
 	f.StringVarP(&s.output, "output", "o", "human", "human, or json as the API gives it")
 	f.StringVar(&s.config, "config", "", "configuration `file` of serve and check (PARRY_CONFIG, "+config.DefaultPath+")")
 	s.connect.register(f)
-	root.AddCommand(s.serve(), s.block(), s.unblock(), s.blocks(), s.explain(), s.firewalls(), s.runs(), s.exempt(), s.hooks(), s.hold(), s.panic(), s.approvals(), s.lists(), s.feeds(), s.notify(),
+	root.AddCommand(s.serve(), s.block(), s.unblock(), s.blocks(), s.explain(), s.firewalls(), s.bundles(), s.runs(), s.exempt(), s.hooks(), s.hold(), s.panic(), s.approvals(), s.lists(), s.feeds(), s.notify(),
 		s.export(), s.imports(), s.token(), s.audit(), s.check(), s.version())
 	return root
 }

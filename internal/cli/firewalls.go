@@ -122,7 +122,11 @@ func (p *printer) firewallTable(items []api.Firewall) {
 		if f.Proof.Sha256 != "" {
 			entries = strconv.Itoa(f.Proof.Count)
 		}
+		bundle := strings.TrimSpace(f.Bundle + " " + f.Used.Version + " " + digest(f.Used.Digest))
 		var notes []string
+		if f.PinnedBy != "" {
+			notes = append(notes, "pinned to "+inert(digest(f.Pin))+" by "+inert(f.PinnedBy))
+		}
 		if !f.Incident.Since.IsZero() {
 			notes = append(notes, failingText(p, &f.Incident)+inertPrefix(": ", f.Incident.Message))
 		}
@@ -133,7 +137,7 @@ func (p *printer) firewallTable(items []api.Firewall) {
 			notes = append(notes, holdText(p, f.Hold))
 		}
 		rows[i] = row{
-			cells: []cell{styled(bold, f.Name), state(f.State), text(entries), text(proved), text(f.Bundle)},
+			cells: []cell{styled(bold, f.Name), state(f.State), text(entries), text(proved), text(bundle)},
 			notes: notes,
 		}
 	}
@@ -204,9 +208,12 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		}
 		proof += ", " + p.ago(f.ProvedAt)
 	}
-	bundle := f.Bundle
+	bundle, pinned, commit := strings.TrimSpace(f.Bundle+" "+f.Used.Version+" "+f.Used.Digest), "", f.Used.Commit
 	if f.Pin != "" {
-		bundle += " pinned to " + f.Pin
+		pinned = f.Pin + " by " + f.PinnedBy
+	}
+	if f.Canary {
+		bundle += ", canary"
 	}
 	p.fields(
 		text("  notes"), text(strings.Join(words, ", ")),
@@ -221,6 +228,8 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		text("  lane"), text(f.Phase),
 		text("  groups"), text(strings.Join(f.Groups, ", ")),
 		text("  bundle"), text(bundle),
+		text("  commit"), text(commit),
+		text("  pinned to"), cell{inert(pinned), yellow},
 		text("  interface"), text(f.Interface),
 		text("  max rules"), text(strconv.Itoa(f.MaxRules)),
 		text("  revision"), text(strconv.FormatInt(f.AppliedRevision, 10)+", dirty "+strconv.FormatInt(f.DirtyRevision, 10)+", epoch "+strconv.FormatInt(f.Epoch, 10)),

@@ -138,6 +138,12 @@ func (p *printer) runDetail(r *api.Run) {
 		text("  commit"), text(r.Bundle.Commit),
 	)
 	p.line("  %s", p.paint(dim, "parry runs "+inert(r.ID)+" --log"))
+	if r.Command != "" { // whole, to be copied
+		p.line("  %s\n%s", p.paint(dim, "exactly the same again, by hand:"), inert(r.Command))
+	}
+	if r.CheckCommand != "" {
+		p.line("  %s\n%s", p.paint(dim, "what that would change:"), inert(r.CheckCommand))
+	}
 }
 
 func (s *shell) exempt() *cobra.Command {

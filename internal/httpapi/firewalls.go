@@ -14,14 +14,18 @@ import (
 	"github.com/parry/parry/internal/policy"
 )
 
-func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
+func (s *Server) presentFirewall(st *parry.FirewallState, b parry.BundleFirewall) api.Firewall {
 	out := api.Firewall{
 		Name: st.Name, State: condition(st), Listed: st.Listed, Groups: []string{}, Retiring: st.Retiring, Adopt: st.Adopt, Approval: string(st.Approval.ID), Approved: st.Approval.State == parry.ApprovalApproved,
 		Reality: api.Reality(st.Reality(s.o.Now(), s.o.Reading)), AppliedRevision: int64(st.AppliedRev), DirtyRevision: int64(st.DirtyRev), Epoch: st.Epoch, ProvedAt: utc(st.ProvedAt), LastRun: string(st.LastRun),
 	}
 	if fw, ok := s.o.Fleet().Firewall(st.Name); ok {
 		out.Groups = append(out.Groups, fw.Groups...)
-		out.Bundle, out.Pin, out.Interface, out.MaxRules = fw.Bundle, fw.Pin, fw.Interface, fw.MaxRules
+		out.Bundle, out.Interface, out.MaxRules, out.Canary = fw.Bundle, fw.Interface, fw.MaxRules, fw.Canary
+		out.Used, out.Pin = presentBundle(b.Used), fw.Pin
+		if out.PinnedBy = b.Choice.PinnedBy; out.PinnedBy != "" {
+			out.Pin = b.Choice.Digest
+		}
 	}
 	if s.o.Phase != nil {
 		out.Phase = s.o.Phase(st.Name)
@@ -41,6 +45,14 @@ func (s *Server) presentFirewall(st *parry.FirewallState) api.Firewall {
 		out.Proof = presentProof(st.Proof)
 	}
 	return out
+}
+
+// have is which copies of their bundles the firewalls have.
+func (s *Server) have(c *gin.Context) (map[string]parry.BundleFirewall, error) {
+	if s.o.Bundles == nil {
+		return nil, nil
+	}
+	return s.o.Bundles.Firewalls(c.Request.Context())
 }
 
 // condition sums a firewall's state up. Blocks that were accepted since its last run are not looked at: their own states tell.
@@ -95,9 +107,14 @@ func (s *Server) answerFirewalls(c *gin.Context) {
 		s.fail(c, err)
 		return
 	}
+	have, err := s.have(c)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
 	out := api.FirewallList{Items: make([]api.Firewall, len(states))}
 	for i := range states {
-		out.Items[i] = s.presentFirewall(&states[i])
+		out.Items[i] = s.presentFirewall(&states[i], have[states[i].Name])
 	}
 	s.answer(c, http.StatusOK, out)
 }
@@ -117,7 +134,12 @@ func (s *Server) answerFirewall(c *gin.Context, status int, name string) {
 		s.fail(c, err)
 		return
 	}
-	out := s.presentFirewall(&st)
+	have, err := s.have(c)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	out := s.presentFirewall(&st, have[name])
 	if st.FactsRev > 0 {
 		facts, err := s.o.Store.Facts(c.Request.Context())
 		if err != nil {

@@ -182,6 +182,13 @@ func (f files) Log(r parry.Run) (io.ReadCloser, error) {
 
 func (f files) Events(r parry.Run) (io.ReadCloser, error) { return f.Log(r) }
 
+func (f files) Command(r parry.Run) (again, check string) {
+	if _, ok := f[r.ID]; !ok {
+		return "", ""
+	}
+	return "ansible-playbook apply.yml", "ansible-playbook --check apply.yml"
+}
+
 func TestRuns_listFilesAndState(t *testing.T) {
 	t.Parallel()
 	kept := files{}

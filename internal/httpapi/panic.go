@@ -106,7 +106,7 @@ func (s *Server) answerPanic(c *gin.Context, names []string, out api.Panic) {
 	out.Firewalls = []api.Firewall{}
 	for i := range states {
 		if len(names) == 0 || slices.Contains(names, states[i].Name) {
-			out.Firewalls = append(out.Firewalls, s.presentFirewall(&states[i]))
+			out.Firewalls = append(out.Firewalls, s.presentFirewall(&states[i], parry.BundleFirewall{}))
 		}
 	}
 	s.answer(c, http.StatusAccepted, out)

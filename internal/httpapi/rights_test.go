@@ -51,6 +51,13 @@ var routes = map[string][]parry.Role{
 	"POST /api/v1/firewalls/:name/adopt":   atLeast(parry.RoleApprover),
 	"POST /api/v1/firewalls/:name/approve": atLeast(parry.RoleApprover),
 
+	"GET /api/v1/bundles":                 atLeast(parry.RoleReader),
+	"GET /api/v1/bundles/:name":           atLeast(parry.RoleReader),
+	"GET /api/v1/bundles/:name/diff":      atLeast(parry.RoleReader),
+	"POST /api/v1/bundles/:name/check":    atLeast(parry.RoleOperator),
+	"PUT /api/v1/bundles/:name/use":       atLeast(parry.RoleApprover),
+	"POST /api/v1/bundles/:name/rollback": atLeast(parry.RoleApprover),
+
 	"GET /api/v1/runs":            atLeast(parry.RoleReader),
 	"GET /api/v1/runs/:id":        atLeast(parry.RoleReader),
 	"GET /api/v1/runs/:id/log":    atLeast(parry.RoleReader),

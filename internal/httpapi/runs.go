@@ -17,7 +17,7 @@ func presentRun(r *parry.Run) api.Run {
 	out := api.Run{
 		ID: string(r.ID), Firewall: r.Firewall, Kind: api.RunKind(r.Kind), State: api.RunState(r.State), Failure: string(r.Failure), Task: r.Task,
 		Message: r.Message, Revision: int64(r.Revision), Epoch: r.Epoch, StartedAt: r.StartedAt.UTC(), EndedAt: utc(r.EndedAt),
-		Bundle: api.Bundle{Name: r.Bundle.Name, Version: r.Bundle.Version, Digest: r.Bundle.Digest, Commit: r.Bundle.Commit},
+		Bundle: presentBundle(r.Bundle),
 		Sent:   r.Sent, Rejected: r.Rejected,
 	}
 	if r.Want.SHA256 != "" {
@@ -61,7 +61,11 @@ func (s *Server) GetRun(c *gin.Context, id api.RunID) {
 		s.fail(c, err)
 		return
 	}
-	s.answer(c, http.StatusOK, presentRun(&r))
+	out := presentRun(&r)
+	if s.o.RunFiles != nil {
+		out.Command, out.CheckCommand = s.o.RunFiles.Command(r)
+	}
+	s.answer(c, http.StatusOK, out)
 }
 
 func (s *Server) GetRunLog(c *gin.Context, id api.RunID) {

@@ -59,6 +59,24 @@ type ServerInterface interface {
 	// ListBlockRequests The requests that made and refreshed a block, newest first
 	// (GET /api/v1/blocks/{id}/requests)
 	ListBlockRequests(c *gin.Context, id BlockID, params ListBlockRequestsParams)
+	// ListBundles The bundles that firewalls use, and the copies that this replica keeps
+	// (GET /api/v1/bundles)
+	ListBundles(c *gin.Context)
+	// GetBundle One bundle
+	// (GET /api/v1/bundles/{name})
+	GetBundle(c *gin.Context, name BundleName)
+	// CheckBundle Take the source over now, and say what is wrong with it
+	// (POST /api/v1/bundles/{name}/check)
+	CheckBundle(c *gin.Context, name BundleName)
+	// DiffBundle How two copies differ, or a copy and the source
+	// (GET /api/v1/bundles/{name}/diff)
+	DiffBundle(c *gin.Context, name BundleName, params DiffBundleParams)
+	// RollBackBundle Go back to the version before, and stay there
+	// (POST /api/v1/bundles/{name}/rollback)
+	RollBackBundle(c *gin.Context, name BundleName)
+	// UseBundle Have a firewall, or every one of the bundle, stay on a copy
+	// (PUT /api/v1/bundles/{name}/use)
+	UseBundle(c *gin.Context, name BundleName)
 	// ListChannels The channels that tell people, and how they stand
 	// (GET /api/v1/channels)
 	ListChannels(c *gin.Context)
@@ -886,6 +904,163 @@ func (siw *ServerInterfaceWrapper) ListBlockRequests(c *gin.Context) {
 	}
 
 	siw.Handler.ListBlockRequests(c, id, params)
+}
+
+// ListBundles operation middleware
+func (siw *ServerInterfaceWrapper) ListBundles(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListBundles(c)
+}
+
+// GetBundle operation middleware
+func (siw *ServerInterfaceWrapper) GetBundle(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name BundleName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetBundle(c, name)
+}
+
+// CheckBundle operation middleware
+func (siw *ServerInterfaceWrapper) CheckBundle(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name BundleName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CheckBundle(c, name)
+}
+
+// DiffBundle operation middleware
+func (siw *ServerInterfaceWrapper) DiffBundle(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name BundleName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DiffBundleParams
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", c.Request.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter from: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "to", c.Request.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter to: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DiffBundle(c, name, params)
+}
+
+// RollBackBundle operation middleware
+func (siw *ServerInterfaceWrapper) RollBackBundle(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name BundleName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.RollBackBundle(c, name)
+}
+
+// UseBundle operation middleware
+func (siw *ServerInterfaceWrapper) UseBundle(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name BundleName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", c.Param("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.UseBundle(c, name)
 }
 
 // ListChannels operation middleware
@@ -2165,6 +2340,12 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/blocks/:id", wrapper.GetBlock)
 	router.PATCH(options.BaseURL+"/api/v1/blocks/:id", wrapper.UpdateBlock)
 	router.GET(options.BaseURL+"/api/v1/blocks/:id/requests", wrapper.ListBlockRequests)
+	router.GET(options.BaseURL+"/api/v1/bundles", wrapper.ListBundles)
+	router.GET(options.BaseURL+"/api/v1/bundles/:name", wrapper.GetBundle)
+	router.POST(options.BaseURL+"/api/v1/bundles/:name/check", wrapper.CheckBundle)
+	router.GET(options.BaseURL+"/api/v1/bundles/:name/diff", wrapper.DiffBundle)
+	router.POST(options.BaseURL+"/api/v1/bundles/:name/rollback", wrapper.RollBackBundle)
+	router.PUT(options.BaseURL+"/api/v1/bundles/:name/use", wrapper.UseBundle)
 	router.GET(options.BaseURL+"/api/v1/channels", wrapper.ListChannels)
 	router.POST(options.BaseURL+"/api/v1/channels/:name/test", wrapper.TestChannel)
 	router.GET(options.BaseURL+"/api/v1/exemptions", wrapper.ListExemptions)

@@ -70,6 +70,19 @@ type Store interface {
 type RunFiles interface {
 	Log(r parry.Run) (io.ReadCloser, error)
 	Events(r parry.Run) (io.ReadCloser, error)
+	// Command tells how to run it again by hand, and in check mode; empty where that cannot be.
+	Command(r parry.Run) (again, check string)
+}
+
+// Bundles are the playbooks. Errors bear their kinds.
+type Bundles interface {
+	List(ctx context.Context) ([]parry.BundleView, error)
+	Get(ctx context.Context, name string) (parry.BundleView, error)
+	Firewalls(ctx context.Context) (map[string]parry.BundleFirewall, error)
+	Diff(ctx context.Context, name, from, to string) (text string, whole bool, err error)
+	Check(ctx context.Context, name, firewall, by string) (parry.BundleChecked, error)
+	Use(ctx context.Context, name, firewall, digest, by string) (parry.BundleChosen, error)
+	Rollback(ctx context.Context, name, firewall, by string) (parry.BundleChosen, error)
 }
 
 // Channels are the ways to tell people.
@@ -114,6 +127,7 @@ type Options struct {
 	Phase    func(firewall string) string             // what the lane does on this replica; nil: not told
 	Reading  time.Duration                            // for how long a reading tells what a firewall holds; 0: for ever
 	Channels Channels                                 // nil: none
+	Bundles  Bundles                                  // nil: none
 	RunFiles RunFiles                                 // nil: none
 	Checks   []Check                                  // beside the database's and the firewalls'
 	Version  func() (version, commit, built string)   // nil: "dev"

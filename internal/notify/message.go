@@ -116,7 +116,7 @@ func Title(d *parry.Delivery) string {
 func version(b *parry.BundleRef) string {
 	s := Line(b.Name + " " + b.Version)
 	if b.Digest != "" {
-		s += " (" + Cut(Line(b.Digest), 12) + ")"
+		s += fmt.Sprintf(" (%.12s)", Line(b.Digest))
 	}
 	return s
 }

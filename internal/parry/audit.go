@@ -43,6 +43,12 @@ const (
 	ActDeny           Action = "approval.deny"
 	ActRunEnd         Action = "run.end"
 
+	ActBundleUse     Action = "bundle.use"     // firewalls stay on a copy
+	ActBundleFollow  Action = "bundle.follow"  // that word is taken back
+	ActBundleCheck   Action = "bundle.check"   // a run in check mode is asked for
+	ActBundleRelease Action = "bundle.release" // the canaries have passed a version
+	ActBundleRefuse  Action = "bundle.refuse"  // one has failed with it
+
 	ActNotifyTest Action = "notify.test"
 	ActRefusal    Action = "request.refused"
 

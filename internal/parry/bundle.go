@@ -55,6 +55,34 @@ func (s *BundleState) Pin(firewall string) (Pin, bool) {
 	return Pin{}, false
 }
 
+// ByConfiguration is who pins a firewall by its `pin`.
+const ByConfiguration = "configuration"
+
+// Choice is the copy of its bundle that a firewall is to be converged with.
+type Choice struct {
+	Digest   string
+	PinnedBy string // ByConfiguration, or a token's name; empty: it follows
+	Trial    bool   // it is new, and the firewall a canary that is to prove it
+}
+
+// Choose tells what a firewall is to be converged with: what it is pinned to, by the configuration before an operator's word for it before one
+// for its bundle; else the current copy, or, beside a canary, the release.
+func (f *Fleet) Choose(s *BundleState, fw *Firewall, current string) Choice {
+	if fw.Pin != "" {
+		return Choice{Digest: fw.Pin, PinnedBy: ByConfiguration}
+	}
+	if p, ok := s.Pin(fw.Name); ok {
+		return Choice{Digest: p.Digest, PinnedBy: p.By}
+	}
+	switch {
+	case !f.HasCanary(fw.Bundle), s.Release.Digest == "", s.Release.Digest == current:
+		return Choice{Digest: current}
+	case fw.Canary && current != "" && !(s.Trial.Refused && s.Trial.Digest == current):
+		return Choice{Digest: current, Trial: true}
+	}
+	return Choice{Digest: s.Release.Digest}
+}
+
 // HasCanary tells whether new versions of a bundle go to canaries first.
 func (f *Fleet) HasCanary(bundle string) bool {
 	return slices.ContainsFunc(f.Firewalls, func(fw Firewall) bool { return fw.Canary && fw.Bundle == bundle })
@@ -103,6 +131,50 @@ type BundleUse struct {
 	Applied  RunID // the last apply that succeeded
 	Proved   bool  // a verify has confirmed such an apply
 	Last     RunID // of any kind and end
+}
+
+// BundleView is a bundle as one replica sees it.
+type BundleView struct {
+	BundleState
+	Source    string // directory
+	Current   BundleRef
+	Bad       string   // what is wrong with the newest edit, on this replica; hostile text
+	Waits     []string // why firewalls do not follow the current copy
+	Copies    []BundleCopy
+	Firewalls []BundleFirewall
+}
+
+// BundleCopy is a copy that the replica keeps.
+type BundleCopy struct {
+	BundleRef
+	Taken   time.Time
+	Became  time.Time // current, last
+	Current bool
+	Proved  bool     // a firewall has applied it, and a verify confirmed that
+	UsedBy  []string // firewalls that were converged with it last
+}
+
+// BundleFirewall is how a firewall stands to its bundle.
+type BundleFirewall struct {
+	Name   string
+	Canary bool
+	Used   BundleRef // by the last apply that succeeded
+	Choice Choice
+}
+
+// BundleChecked is what came of looking at a bundle's source.
+type BundleChecked struct {
+	Bundle   BundleRef // the copy that is current now
+	Problems []string  // none: the source can be used
+	Run      RunID     // of the check on a firewall; empty: none
+}
+
+// BundleChosen is what came of a word.
+type BundleChosen struct {
+	Bundle  BundleRef // Digest is empty when the word was taken back
+	Proved  bool
+	Affects []string // firewalls that take it up
+	Stay    []string // firewalls of the bundle that do not, and why: one line each
 }
 
 // Check is an operator's word to run a bundle in check mode against a firewall. Nothing is changed by it.

@@ -23,7 +23,7 @@ var hints = map[Failure]struct {
 	FailTimeout: {PaceUsual, "The run was ended at its deadline; what it did is unknown and is verified next. Look at the firewall's load and at the last task in the log; " +
 		"raise ansible.deadline if it is only slow."},
 	FailCancelled: {PaceUsual, "The run was ended by a shutdown of parry; the next start verifies it. Nothing to do."},
-	FailPlaybook: {PaceUsual, "Ansible stopped before it reached the firewall. Correct the playbook that the message names, or pin the firewall to the last good bundle; " +
+	FailPlaybook: {PaceUsual, "Ansible stopped before it reached the firewall. Correct the playbook that the message names, or go back with `parry bundles rollback`; " +
 		"try it with ansible-playbook --syntax-check."},
 	FailInventory: {PaceUsual, "The inventory lacks this firewall or its address. Add the host with ansible_host and reload parry."},
 	FailTask:      {PaceUsual, "A task of the playbook failed. Read its message and the run's log, and run the command below by hand to see more (-vvv)."},

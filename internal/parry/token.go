@@ -16,7 +16,7 @@ const (
 	RoleReader   Role = "reader"   // read everything but tokens and the audit
 	RoleAuditor  Role = "auditor"  // read everything but tokens
 	RoleOperator Role = "operator" // lift, shorten and extend blocks, prefixes, holds
-	RoleApprover Role = "approver" // exemptions, adopt, approve, retire
+	RoleApprover Role = "approver" // exemptions, adopt, approve, retire, which copy of a bundle is used
 	RoleAdmin    Role = "admin"    // tokens, blocks without end
 )
 
@@ -34,7 +34,7 @@ const (
 	RightHold       Right = "hold"        // hold and release firewalls
 	RightNotify     Right = "notify"      // send a test through a channel
 	RightExempt     Right = "exempt"      // add and remove exemptions
-	RightTakeOver   Right = "take-over"   // adopt, approve, retire
+	RightTakeOver   Right = "take-over"   // adopt, approve, retire, use and roll back copies of bundles
 	RightWithoutEnd Right = "without-end" // a block without end
 	RightTokens     Right = "tokens"
 	RightAudit      Right = "audit"      // read the audit

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/parry/parry/internal/ansible"
 	"github.com/parry/parry/internal/parry"
 )
 
@@ -162,22 +162,5 @@ func (t *try) command() string {
 	if t.out.Dir == "" || t.bundle.Dir == "" {
 		return ""
 	}
-	book := "apply.yml"
-	if t.run.Kind == parry.RunVerify {
-		book = "verify.yml"
-	}
-	in := func(name string) string { return quote(filepath.Join(t.out.Dir, name)) }
-	return "ANSIBLE_CONFIG=" + in("ansible.cfg") + " " + quote(t.r.o.Playbook) + " -i " + in("inventory.json") +
-		" " + quote(filepath.Join(t.bundle.Dir, book)) + " -e @" + in("vars.json")
-}
-
-// quote writes a word for a POSIX shell.
-func quote(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@", r)
-	}
-	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return ansible.ByHand(t.r.o.Playbook, t.out.Dir, t.bundle.Dir, t.run.Kind, t.run.Revision, false)
 }

@@ -21,18 +21,14 @@ func (l *lane) bundle(ctx context.Context, fw *parry.Firewall, kind parry.RunKin
 }
 
 func (l *lane) choose(ctx context.Context, fw *parry.Firewall, kind parry.RunKind) (b bundle.Bundle, trial *parry.Tried, err error) {
-	lib := l.r.o.Library
-	if fw.Pin != "" {
-		b, err = lib.Get(fw.Bundle, fw.Pin)
-		return b, nil, err
-	}
+	lib, fleet := l.r.o.Library, l.r.o.Fleet()
 	st, err := l.r.o.Store.BundleState(ctx, fw.Bundle)
 	if err != nil {
 		return b, nil, err
 	}
-	if p, ok := st.Pin(l.name); ok {
-		if b, err = lib.Get(fw.Bundle, p.Digest); err != nil {
-			err = fmt.Errorf("%s pinned it to %.12s: %w", p.By, p.Digest, err)
+	if c := fleet.Choose(&st, fw, ""); c.PinnedBy != "" {
+		if b, err = lib.Get(fw.Bundle, c.Digest); err != nil {
+			err = fmt.Errorf("%s pins it to %.12s: %w", c.PinnedBy, c.Digest, err)
 		}
 		return b, nil, err
 	}
@@ -41,26 +37,22 @@ func (l *lane) choose(ctx context.Context, fw *parry.Firewall, kind parry.RunKin
 		l.log.Warn("the bundle's newest edit cannot be used", "bundle", fw.Bundle, "digest", b.Digest, "err", err)
 		err = nil
 	}
-	fleet := l.r.o.Fleet()
 	if !fleet.HasCanary(fw.Bundle) {
 		if err == nil && st.Release.Digest != "" {
 			err = l.r.o.Store.EndReleases(ctx, fw.Bundle)
 		}
 		return b, nil, err
 	}
-	if st.Release.Digest == "" {
-		if err != nil {
-			return b, nil, err
-		}
-		if st, err = l.beginRelease(ctx, b); err != nil {
-			return b, nil, err
-		}
+	if st.Release.Digest == "" && err == nil {
+		st, err = l.beginRelease(ctx, b)
 	}
-	switch {
-	case b.Digest == st.Release.Digest:
+	if st.Release.Digest == "" {
+		return b, nil, err
+	}
+	switch c := fleet.Choose(&st, fw, b.Digest); {
+	case !c.Trial && c.Digest == b.Digest:
 		return b, nil, nil
-	case kind != parry.RunApply && kind != parry.RunVerify: // what is not proved empties no firewall
-	case fw.Canary && b.Digest != "" && !(st.Trial.Refused && st.Trial.Digest == b.Digest):
+	case c.Trial && (kind == parry.RunApply || kind == parry.RunVerify): // what is not proved empties no firewall
 		trial := &parry.Tried{Bundle: b.BundleRef}
 		trial.Canaries, trial.Others = fleet.Canaries(&st)
 		return b, trial, nil

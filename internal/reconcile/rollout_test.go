@@ -244,7 +244,7 @@ func TestPin_toACopyThatThisHostLacksIsNamedWithTheMend(t *testing.T) {
 		w.mu.Unlock()
 		w.must(w.store.SetPin(w.ctx, parry.Pin{Bundle: "fake", Digest: newDigest, By: "anna", At: time.Now()}, []string{"fw-a"}))
 		w.within(time.Minute, "it fails", func() bool { return w.state("fw-a").Incident.Failure == parry.FailBundle })
-		if m := w.state("fw-a").Incident.Message; !strings.Contains(m, "anna pinned it to bbbbbbbbbbbb: this host has no copy") {
+		if m := w.state("fw-a").Incident.Message; !strings.Contains(m, "anna pins it to bbbbbbbbbbbb: this host has no copy") {
 			t.Errorf("message %q", m)
 		}
 	})

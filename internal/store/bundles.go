@@ -54,11 +54,25 @@ func (s *Store) BundleState(ctx context.Context, name string) (parry.BundleState
 	return b, err
 }
 
+// bundleWord is what the audit says of a copy.
+type bundleWord struct {
+	Firewall string      `json:"firewall"`
+	Version  string      `json:"version,omitempty"`
+	Digest   string      `json:"digest,omitempty"`
+	Affects  int         `json:"affects,omitempty"`
+	Run      parry.RunID `json:"run,omitempty"`
+}
+
 // SetPin has firewalls stay on a copy; a pin without a digest takes the word back. Affected are those that take up another copy now. A
 // word for all firewalls of a bundle with a canary is the canaries' pass as well, and taken back it is a new trial.
 func (s *Store) SetPin(ctx context.Context, p parry.Pin, affected []string) error {
 	return s.write(ctx, "pin bundle "+p.Bundle, func(t *tx) error {
 		t.wakes |= wakeDesired
+		act, word := parry.ActBundleUse, bundleWord{Firewall: orAllName(p.Firewall), Version: p.Version, Digest: p.Digest, Affects: len(affected)}
+		if p.Digest == "" {
+			act = parry.ActBundleFollow
+		}
+		t.audit(act, p.Bundle, word)
 		var err error
 		if p.Digest == "" {
 			err = t.exec(`DELETE FROM pins WHERE bundle = $1 AND firewall = $2`, p.Bundle, p.Firewall)
@@ -106,6 +120,19 @@ func (s *Store) EndReleases(ctx context.Context, bundle string) error {
 	})
 }
 
+// EndTrial forgets a refused version whose edit was taken back, and tells.
+func (s *Store) EndTrial(ctx context.Context, bundle, digest string, ns []parry.Notification) error {
+	return s.write(ctx, "end the trial of bundle "+bundle, func(t *tx) error {
+		var text string
+		err := t.row(`SELECT trial FROM bundles WHERE name = $1`, []any{bundle}, &text)
+		var trial parry.Trial
+		if err = errors.Join(err, fromJSON(text, &trial)); err != nil || trial.Digest != digest {
+			return err
+		}
+		return errors.Join(t.enqueue(ns), t.exec(`UPDATE bundles SET trial = '' WHERE name = $1`, bundle))
+	})
+}
+
 // tried takes over what a canary's run has shown. When the last of them has passed, the others follow.
 func (t *tx) tried(r *parry.Run, x *parry.Tried) error {
 	var text string
@@ -125,6 +152,7 @@ func (t *tx) tried(r *parry.Run, x *parry.Tried) error {
 	}
 	trial.At = r.EndedAt
 	if x.Refused {
+		t.auditBy(parry.Itself, parry.ActBundleRefuse, x.Bundle.Name, "done", bundleWord{Firewall: r.Firewall, Version: trial.Version, Digest: trial.Digest, Run: r.ID})
 		trial.Refused, trial.Firewall, trial.Run, trial.Why, trial.Told = true, r.Firewall, r.ID, x.Why, x.Told
 		if err := t.dirty(x.Canaries); err != nil { // they go back to the release
 			return err
@@ -137,6 +165,7 @@ func (t *tx) tried(r *parry.Run, x *parry.Tried) error {
 		return t.exec(`UPDATE bundles SET trial = $2 WHERE name = $1`, x.Bundle.Name, toJSON(trial))
 	}
 	t.wakes |= wakeDesired
+	t.auditBy(parry.Itself, parry.ActBundleRelease, x.Bundle.Name, "done", bundleWord{Firewall: r.Firewall, Version: trial.Version, Digest: trial.Digest, Run: r.ID})
 	for i := range x.Over {
 		if trial.Told == "" {
 			break
@@ -242,6 +271,7 @@ func (s *Store) AskCheck(ctx context.Context, c parry.Check) error {
 			return &parry.Error{Kind: parry.KindUnavailable, Detail: fmt.Sprintf("%d checks wait for %s already", waiting, c.Firewall), RetryAfter: time.Minute}
 		}
 		t.wakes |= wakeDesired
+		t.audit(parry.ActBundleCheck, c.Bundle, bundleWord{Firewall: c.Firewall, Digest: c.Digest, Run: c.RunID})
 		return t.exec(`INSERT INTO checks (run_id, firewall, bundle, digest, asked_by, asked_at)
 			SELECT $1, name, $3, $4, $5, $6 FROM firewalls WHERE name = $2`, string(c.RunID), c.Firewall, c.Bundle, c.Digest, c.By, micros(c.At))
 	})

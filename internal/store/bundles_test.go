@@ -64,6 +64,10 @@ func pinsAreWords(e *env) {
 	all2, err := e.BundleStates(e.Context(), "")
 	e.ok(err)
 	same(e, "nothing is known", len(all2), 0)
+	page, err := e.AuditRows(e.Context(), parry.AuditFilter{Action: "bundle", Limit: 100})
+	e.ok(err)
+	same(e, "each word is in the audit", len(page.Items), 5)
+	same(e, "the last one", page.Items[0].Action+" "+page.Items[0].Object, "bundle.follow pfsense")
 }
 
 func trialsReleaseOrAreRefused(e *env) {
