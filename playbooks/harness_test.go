@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/parry/parry/internal/bundle"
 	"github.com/parry/parry/internal/testenv"
 )
 
@@ -22,6 +23,8 @@ type firewall struct {
 	t   *testing.T
 	dir string
 	run int
+
+	claims *bundle.Manifest
 }
 
 // answer is what the play's last task answered, with the exit status of ansible-playbook.
@@ -86,7 +89,14 @@ func start(t *testing.T, version string) *firewall {
 
 func manage(t *testing.T, lab *testenv.Lab) *firewall {
 	t.Helper()
+	manifest, err := os.ReadFile(filepath.Join(lab.Bundle, "bundle.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	f := &firewall{Lab: lab, t: t, dir: t.TempDir()}
+	if f.claims, err = bundle.ParseManifest(manifest); err != nil {
+		t.Fatal(err)
+	}
 	f.write("inventory.json", f.json(map[string]any{"all": map[string]any{"hosts": map[string]any{f.Name: map[string]any{
 		"ansible_host": f.Addr.String(), "ansible_port": f.Port, "ansible_user": f.User, "ansible_ssh_private_key_file": f.KeyFile,
 		"ansible_ssh_common_args": "-o StrictHostKeyChecking=yes -o UserKnownHostsFile=" + f.KnownHosts,
@@ -153,10 +163,10 @@ func (f *firewall) mustApply(entries []string, v vars, args ...string) answer {
 	return a
 }
 
-// holdLock takes the firewall's lock as a run would, until /tmp/holder is killed or for a minute.
-func (f *firewall) holdLock() {
+// holdLock takes the firewall's lock as a run would, until /tmp/holder is killed or for ten minutes.
+func (f *firewall) holdLock(path string) {
 	f.t.Helper()
-	f.SSH("(flock -o 9 && exec sleep 60) 9>/tmp/parry.lock >/dev/null 2>&1 & echo $! >/tmp/holder; until ! flock -n /tmp/parry.lock true; do :; done")
+	f.SSH("(flock -o 9 && exec sleep 600) 9>" + path + " >/dev/null 2>&1 & echo $! >/tmp/holder; until ! flock -n " + path + " true; do sleep 0.01; done")
 }
 
 // loaded runs verify and returns its answer and the file that it wrote.
@@ -172,6 +182,24 @@ func (f *firewall) loaded() (answer, string) {
 		f.t.Errorf("the loaded file has mode %v (%v)", info.Mode(), err)
 	}
 	return a, string(b)
+}
+
+// inForce is verify's answer, with the lines of the loaded file where the bundle writes one.
+func (f *firewall) inForce() (answer, []string) {
+	f.t.Helper()
+	if !f.claims.Loaded {
+		return f.play("verify.yml", nil), nil
+	}
+	a, text := f.loaded()
+	return a, slices.Collect(strings.Lines(text))
+}
+
+// needs skips the rest of a test that is about something which the bundle does not claim.
+func (f *firewall) needs(what string, claimed bool) {
+	f.t.Helper()
+	if !claimed {
+		f.t.Skipf("bundle.yml of %s does not claim %s", f.claims.Name, what)
+	}
 }
 
 // wantLoaded holds a loaded file to its form: the entries, sorted, each with three columns that are dashes or whole numbers.

@@ -773,16 +773,11 @@ func TestNftables_flushEmptiesAndHoldsUntilAdopted(t *testing.T) {
 	}
 }
 
-func (f *linux) lockAsARun() {
-	f.t.Helper()
-	f.SSH("(flock -o 9 && exec sleep 60) 9>/run/parry-nftables.lock >/dev/null 2>&1 & echo $! >/tmp/holder; until ! flock -n /run/parry-nftables.lock true; do :; done")
-}
-
 func TestNftables_isBusyWhileAnotherRunHoldsItButFlushWorks(t *testing.T) {
 	t.Parallel()
 	f := startLinux(t)
 	f.mustApply(mixedLinux, nil)
-	f.lockAsARun()
+	f.holdLock("/run/parry-nftables.lock")
 	f.wantFailure(f.apply(mixedLinux[:3], nil), "busy")
 	f.wantProof(f.play("verify.yml", nil, "--check"), mixedLinux...) // takes no lock
 	f.wantFailure(f.play("flush.yml", nil), "busy")
