@@ -34,6 +34,7 @@ type contractLab interface {
 
 // kinds are the bundles that must keep contract 1. A new one needs a lab and the methods above.
 var kinds = map[string]func(*testing.T) contractLab{
+	"blackhole":     func(t *testing.T) contractLab { return startBlackhole(t) },
 	"pfsense 2.7.2": func(t *testing.T) contractLab { return pfsenseLab{start(t, "2.7.2")} },
 	"pfsense 2.9":   func(t *testing.T) contractLab { return pfsenseLab{start(t, "2.9")} },
 	"nftables":      func(t *testing.T) contractLab { return linuxLab{startLinux(t)} },

@@ -45,6 +45,8 @@ func TestBundle_passesItsLinters(t *testing.T) {
 		commands = append(commands, []string{"ansible-lint", "--offline", "--profile", "production", "-q",
 			name + "/apply.yml", name + "/verify.yml", name + "/flush.yml", name + "/roles/parry"})
 	}
+	commands = append(commands, []string{"ansible-lint", "--offline", "--profile", "production", "-q",
+		"examples/blackhole/apply.yml", "examples/blackhole/verify.yml", "examples/blackhole/flush.yml"})
 	for _, part := range parts {
 		commands = append(commands, []string{"php", "-l", part})
 	}

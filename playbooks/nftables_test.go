@@ -23,12 +23,15 @@ type linux struct {
 	net *testenv.Linux
 }
 
-func startLinux(t *testing.T) *linux {
+func startLinux(t *testing.T) *linux { t.Helper(); return startLinuxWith(t, "nftables") }
+
+func startLinuxWith(t *testing.T, bundle string) *linux {
 	t.Helper()
 	if _, err := exec.LookPath("ansible-playbook"); err != nil {
 		t.Skip("ansible-playbook is not installed")
 	}
 	l := testenv.StartLinux(t, "fw-c")
+	l.Bundle = bundle
 	return &linux{firewall: manage(t, l.Lab), net: l}
 }
 
