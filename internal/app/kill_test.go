@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/parry/parry/api"
 	"github.com/parry/parry/internal/audit"
+	"github.com/parry/parry/internal/parry"
 	"github.com/parry/parry/internal/testenv"
 )
 
@@ -242,7 +244,9 @@ func killAgainAndAgain(t *testing.T, cycles int, more string) {
 			t.Errorf("lost: %s (%s) was acknowledged and is no live block", source, id)
 		}
 	}
-	verifyAudit(t, c)
+	if did := verifyAudit(t, c); did[string(parry.ActStart)] != cycles+1 || did[string(parry.ActBlockAdd)] < len(told.blocked) {
+		t.Errorf("the audit tells of %d starts of %d and of %d blocks of %d", did[string(parry.ActStart)], cycles+1, did[string(parry.ActBlockAdd)], len(told.blocked))
+	}
 	runs := overlaps(t, filepath.Join(lab.Root, "root", "runs.log"))
 	for q := (&api.ListRunsParams{Limit: new(1000)}); ; {
 		l, err := c.ListRunsWithResponse(t.Context(), q)
@@ -275,13 +279,18 @@ func verifyAudit(t *testing.T, c *api.ClientWithResponses) (actions map[string]i
 	if err != nil || head.JSON200 == nil {
 		t.Fatalf("the head of the audit: %v", err)
 	}
-	r, err := c.ExportAuditWithResponse(t.Context(), &api.ExportAuditParams{})
-	if err != nil || r.StatusCode() != http.StatusOK {
+	r, err := c.ExportAudit(t.Context(), &api.ExportAuditParams{})
+	if err != nil || r.StatusCode != http.StatusOK {
 		t.Fatalf("the audit: %v", err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
 	}
 	actions = map[string]int{}
 	rep, err := audit.Verify(func(yield func(audit.Row, error) bool) {
-		for line := range bytes.Lines(r.Body) {
+		for line := range bytes.Lines(body) {
 			var row audit.Row
 			err := json.Unmarshal(line, &row)
 			actions[row.Action]++
