@@ -1057,6 +1057,10 @@ type Caller struct {
 	Rights     []string `json:"rights"`
 	Role       Role     `json:"role"`
 	Sources    []string `json:"sources,omitempty,omitzero"`
+
+	// SuspendedUntil It may change nothing until then
+	SuspendedUntil time.Time `json:"suspended_until,omitempty,omitzero"`
+	SuspendedWhy   string    `json:"suspended_why,omitempty,omitzero"`
 }
 
 // Channel defines model for Channel.
@@ -1064,7 +1068,7 @@ type Channel struct {
 	// DeliveredAt The last delivery
 	DeliveredAt time.Time `json:"delivered_at,omitempty,omitzero"`
 
-	// Events What it hears of: firewall.failed, firewall.recovered, block.rejected, bundle.refused, bundle.recovered, panic, block.added, block.ended
+	// Events What it hears of: firewall.failed, firewall.recovered, block.rejected, bundle.refused, bundle.recovered, panic, token.suspended, block.added, block.ended
 	Events []string `json:"events"`
 
 	// FailedAt The last failure
@@ -1938,13 +1942,18 @@ type Token struct {
 	ID        string    `json:"id"`
 
 	// LastUsed To the minute
-	LastUsed  time.Time `json:"last_used,omitempty,omitzero"`
-	MaxTTL    string    `json:"max_ttl,omitempty,omitzero"`
-	Name      string    `json:"name"`
-	Rate      int       `json:"rate,omitempty,omitzero"`
-	RevokedAt time.Time `json:"revoked_at,omitempty,omitzero"`
-	Role      Role      `json:"role"`
-	Sources   []string  `json:"sources,omitempty,omitzero"`
+	LastUsed    time.Time `json:"last_used,omitempty,omitzero"`
+	MaxTTL      string    `json:"max_ttl,omitempty,omitzero"`
+	Name        string    `json:"name"`
+	Rate        int       `json:"rate,omitempty,omitzero"`
+	RevokedAt   time.Time `json:"revoked_at,omitempty,omitzero"`
+	Role        Role      `json:"role"`
+	Sources     []string  `json:"sources,omitempty,omitzero"`
+	SuspendedAt time.Time `json:"suspended_at,omitempty,omitzero"`
+
+	// SuspendedUntil It may change nothing until then
+	SuspendedUntil time.Time `json:"suspended_until,omitempty,omitzero"`
+	SuspendedWhy   string    `json:"suspended_why,omitempty,omitzero"`
 }
 
 // TokenList defines model for TokenList.
@@ -3077,6 +3086,14 @@ type ClientInterface interface {
 	//
 	// Corresponds with DELETE /api/v1/tokens/{id} (the `RevokeToken` operationId).
 	RevokeToken(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResumeToken Put a suspended token back into use; at once here, within seconds on other replicas
+	//
+	// A token is suspended when it keeps asking for blocks of what is never blocked (`limits.suspend`). It may change nothing until then: it is
+	// answered 429 with why, until when, and Retry-After. Reading goes on.
+	//
+	// Corresponds with POST /api/v1/tokens/{id}/resume (the `ResumeToken` operationId).
+	ResumeToken(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion What is running
 	//
@@ -4499,6 +4516,24 @@ func (c *Client) CreateToken(ctx context.Context, body CreateTokenJSONRequestBod
 // Corresponds with DELETE /api/v1/tokens/{id} (the `RevokeToken` operationId).
 func (c *Client) RevokeToken(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRevokeTokenRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResumeToken Put a suspended token back into use; at once here, within seconds on other replicas
+//
+// A token is suspended when it keeps asking for blocks of what is never blocked (`limits.suspend`). It may change nothing until then: it is
+// answered 429 with why, until when, and Retry-After. Reading goes on.
+//
+// Corresponds with POST /api/v1/tokens/{id}/resume (the `ResumeToken` operationId).
+func (c *Client) ResumeToken(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResumeTokenRequest(c.Server, id)
 	if err != nil {
 		return nil, err
 	}
@@ -8017,6 +8052,40 @@ func NewRevokeTokenRequest(server string, id string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewResumeTokenRequest constructs an http.Request for the ResumeToken method
+func NewResumeTokenRequest(server string, id string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/tokens/%s/resume", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetVersionRequest constructs an http.Request for the GetVersion method
 func NewGetVersionRequest(server string) (*http.Request, error) {
 	var err error
@@ -8890,6 +8959,16 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with DELETE /api/v1/tokens/{id} (the `RevokeToken` operationId).
 	RevokeTokenWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*RevokeTokenResult, error)
+
+	// ResumeTokenWithResponse Put a suspended token back into use; at once here, within seconds on other replicas
+	//
+	// A token is suspended when it keeps asking for blocks of what is never blocked (`limits.suspend`). It may change nothing until then: it is
+	// answered 429 with why, until when, and Retry-After. Reading goes on.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/tokens/{id}/resume (the `ResumeToken` operationId).
+	ResumeTokenWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*ResumeTokenResult, error)
 
 	// GetVersionWithResponse What is running
 	//
@@ -12416,6 +12495,54 @@ func (r RevokeTokenResult) ContentType() string {
 	return ""
 }
 
+// ResumeTokenResultDefaultHeaders the declared response headers of an HTTP default response for ResumeToken
+type ResumeTokenResultDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ResumeTokenResult struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ResumeTokenResultDefaultHeaders
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ResumeTokenResult) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ResumeTokenResult) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ResumeTokenResult) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ResumeTokenResult) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ResumeTokenResult) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetVersionResultDefaultHeaders the declared response headers of an HTTP default response for GetVersion
 type GetVersionResultDefaultHeaders struct {
 	RetryAfter int
@@ -13864,6 +13991,22 @@ func (c *ClientWithResponses) RevokeTokenWithResponse(ctx context.Context, id st
 		return nil, err
 	}
 	return ParseRevokeTokenResult(rsp)
+}
+
+// ResumeTokenWithResponse Put a suspended token back into use; at once here, within seconds on other replicas
+//
+// A token is suspended when it keeps asking for blocks of what is never blocked (`limits.suspend`). It may change nothing until then: it is
+// answered 429 with why, until when, and Retry-After. Reading goes on.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/tokens/{id}/resume (the `ResumeToken` operationId).
+func (c *ClientWithResponses) ResumeTokenWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*ResumeTokenResult, error) {
+	rsp, err := c.ResumeToken(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResumeTokenResult(rsp)
 }
 
 // GetVersionWithResponse What is running
@@ -16933,6 +17076,48 @@ func ParseRevokeTokenResult(rsp *http.Response) (*RevokeTokenResult, error) {
 	switch {
 	case true:
 		var headers RevokeTokenResultDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseResumeTokenResult parses an HTTP response from a ResumeTokenWithResponse call
+func ParseResumeTokenResult(rsp *http.Response) (*ResumeTokenResult, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ResumeTokenResult{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ResumeTokenResultDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

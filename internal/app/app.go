@@ -164,7 +164,8 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 	a.registry = prometheus.NewRegistry()
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newMetrics(a))
 	if a.auth, err = auth.New(auth.Options{
-		Store: a.store, Rate: func() int { return a.config().Limits.RatePerMinute }, Used: a.callers.note, Now: a.now, Logger: o.Logger,
+		Store: a.store, Rate: func() int { return a.config().Limits.RatePerMinute },
+		Total: func() int { l := &a.config().Limits; return l.Total() }, Used: a.callers.note, Now: a.now, Logger: o.Logger,
 	}); err != nil {
 		return nil, err
 	}

@@ -403,7 +403,7 @@ func TestReload_takesFirewallsInAndOut(t *testing.T) {
 	a, b := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"}), testenv.StartLab(t, testenv.LabOptions{Name: "fw-b"})
 	s := newSite(t, "", a, b)
 	both := s.read("parry.yaml")
-	s.write("parry.yaml", strings.Replace(both, "- {name: fw-b, groups: [edge]}\n", "", 1))
+	s.write("parry.yaml", strings.Replace(both, "- {name: fw-b, bundle: "+b.Bundle+", groups: [edge]}\n", "", 1))
 	r := s.start()
 	c := s.client()
 	if got := block(t, c, api.BlockRequest{Source: "203.0.113.7"}, "60s"); got.InScope != 1 || got.State != "enforced" {

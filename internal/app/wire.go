@@ -53,6 +53,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 			c := a.config()
 			return httpapi.Settings{
 				MaxBlocks: c.Blocks.MaxBlocks, WidenBeyondMax: c.Blocks.BeyondMaxRules == "widen", Waiters: c.Limits.Waiters,
+				Suspend:      httpapi.Suspend{After: c.Limits.Suspend.After, Within: c.Limits.Suspend.Within.D(), For: c.Limits.Suspend.For.D()},
 				HonourDelete: c.Hooks.HonourDelete, Grace: c.Escalation.Grace.D(),
 			}
 		},
@@ -135,6 +136,19 @@ func (a *App) checks() []httpapi.Check {
 		}},
 		{Name: "clock", Func: func(context.Context) error { return a.reconciler.ClockHeld() }},
 		{Name: "addresses", Advisory: true, Func: a.claims.check},
+		{Name: "tokens", Advisory: true, Func: func(ctx context.Context) error {
+			all, err := a.store.Tokens(ctx)
+			if err != nil {
+				return nil // the database has a line of its own
+			}
+			var errs []error
+			for i := range all {
+				if t := &all[i]; t.RevokedAt.IsZero() && t.Suspended(a.now()) {
+					errs = append(errs, fmt.Errorf("token %s is suspended until %s: %s", t.Name, t.SuspendedUntil.UTC().Format(time.RFC3339), t.SuspendedWhy))
+				}
+			}
+			return errors.Join(errs...)
+		}},
 		{Name: "audit", Advisory: true, Func: func(ctx context.Context) error {
 			if h, err := a.store.AuditHead(ctx); err == nil && !h.Tail { // else the database has a line of its own
 				return fmt.Errorf("the newest rows up to %d are missing: run parry audit verify", h.Seq)
@@ -176,13 +190,14 @@ func newMetrics(a *App) prometheus.Collector {
 		overdue:     prometheus.NewDesc("parry_blocks_overdue", "Live blocks whose time is over.", nil, nil),
 		undelivered: prometheus.NewDesc("parry_notifications_undelivered", "Notifications that wait to be delivered.", nil, nil),
 		panic:       prometheus.NewDesc("parry_firewalls_in_panic", "Firewalls in panic, by whether they have proved that they are empty.", []string{"empty"}, nil),
+		suspended:   prometheus.NewDesc("parry_tokens_suspended", "Tokens that are suspended now.", nil, nil),
 		exemptions:  prometheus.NewDesc("parry_exemptions", "Entries of the never-block list.", []string{"source"}, nil),
 	}
 }
 
 type metrics struct {
-	app                                                    *App
-	build, blocks, overdue, undelivered, panic, exemptions *prometheus.Desc
+	app                                                               *App
+	build, blocks, overdue, undelivered, panic, exemptions, suspended *prometheus.Desc
 }
 
 func (m *metrics) Describe(c chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, c) }
@@ -221,4 +236,5 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 	gauge(m.blocks, float64(counts.EndedBlocks), "ended")
 	gauge(m.overdue, float64(counts.OverdueBlocks))
 	gauge(m.undelivered, float64(counts.Undelivered))
+	gauge(m.suspended, float64(counts.SuspendedTokens))
 }

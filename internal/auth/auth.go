@@ -31,6 +31,7 @@ type Store interface {
 type Options struct {
 	Store    Store
 	Rate     func() int             // block requests a minute of a token that has no rate of its own; nil or 0 is no limit
+	Total    func() int             // those of all tokens together; nil or 0 is no limit
 	CacheFor time.Duration          // how long a token is trusted without a look into the store, and so how late a revocation elsewhere is noticed; 3 s
 	Used     func(*parry.Principal) // told of each caller whose token is valid; must be quick. nil: nobody
 	Now      func() time.Time       // time.Now
@@ -44,6 +45,7 @@ type Auth struct {
 	touch  chan parry.TokenID
 	mu     sync.Mutex
 	tokens map[parry.TokenID]*entry // only tokens that exist: its size is bounded by theirs
+	total  *rate.Limiter
 }
 
 // entry is a token as it was loaded. All but the limiter is never changed.
@@ -61,6 +63,9 @@ func New(o Options) (*Auth, error) {
 	o.CacheFor = cmp.Or(o.CacheFor, 3*time.Second)
 	if o.Rate == nil {
 		o.Rate = func() int { return 0 }
+	}
+	if o.Total == nil {
+		o.Total = func() int { return 0 }
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -230,24 +235,54 @@ func (a *Auth) reload(ctx context.Context, id parry.TokenID) (*entry, error) {
 	return e, nil
 }
 
-// Allow counts one block request against the principal's rate; a refusal is rate-limited and says when to come back. Root at the local
-// socket has no rate.
+// Allow counts one block request against the principal's rate, then against that of all; a refusal is rate-limited and says when to come back.
+// Root at the local socket has no rate.
 func (a *Auth) Allow(pr *parry.Principal) error {
-	a.mu.Lock()
-	e := a.tokens[pr.Token.ID]
-	a.mu.Unlock()
-	if e == nil || e.limiter == nil {
+	if pr.Token.ID == "" {
 		return nil
 	}
+	a.mu.Lock()
+	e, total := a.tokens[pr.Token.ID], a.totalLimiter()
+	a.mu.Unlock()
 	now := a.o.Now()
-	r := e.limiter.ReserveN(now, 1)
-	if wait := r.DelayFrom(now); wait > 0 {
-		r.CancelAt(now)
-		err := parry.Errorf(parry.KindRateLimited, "the token %s may ask for %d blocks a minute", pr.Token.Name, e.limiter.Burst())
-		err.RetryAfter = wait
-		return err
+	var own *rate.Reservation
+	if e != nil && e.limiter != nil {
+		own = e.limiter.ReserveN(now, 1)
+		if wait := own.DelayFrom(now); wait > 0 {
+			own.CancelAt(now)
+			return tooMany(wait, "the token %s may ask for %d blocks a minute", pr.Token.Name, e.limiter.Burst())
+		}
+	}
+	if total == nil {
+		return nil
+	}
+	all := total.ReserveN(now, 1)
+	if wait := all.DelayFrom(now); wait > 0 {
+		all.CancelAt(now)
+		if own != nil {
+			own.CancelAt(now)
+		}
+		return tooMany(wait, "all tokens together may ask for %d blocks a minute", total.Burst())
 	}
 	return nil
+}
+
+func tooMany(wait time.Duration, format string, args ...any) error {
+	err := parry.Errorf(parry.KindRateLimited, format, args...)
+	err.RetryAfter = wait
+	return err
+}
+
+// totalLimiter follows the configuration. The caller holds mu.
+func (a *Auth) totalLimiter() *rate.Limiter {
+	perMinute := a.o.Total()
+	switch limit := rate.Limit(float64(perMinute) / 60); {
+	case perMinute <= 0:
+		a.total = nil
+	case a.total == nil || a.total.Limit() != limit:
+		a.total = rate.NewLimiter(limit, perMinute)
+	}
+	return a.total
 }
 
 // Forget drops a token from the cache, so that its revocation takes effect at once.

@@ -307,6 +307,47 @@ func TestAllow_countsPerMinute(t *testing.T) {
 	})
 }
 
+// What all may ask for together is used up by whoever asks, and a token that is beyond its own rate uses up nothing of it.
+func TestAllow_countsAllTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		total := 5
+		a, m, text, _ := setup(t, parry.Token{Name: "one", Rate: 3}, Options{Total: func() int { return total }})
+		id := parry.NewTokenID(time.Now())
+		other, hash := Mint(id)
+		m.tokens[id] = parry.Token{ID: id, Name: "two", Hash: hash}
+		ask := func(text string, n int) (taken int, last error) {
+			pr, err := a.Authenticate(t.Context(), "Bearer "+text, home)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range n {
+				if err := a.Allow(pr); err != nil {
+					last = err
+				} else {
+					taken++
+				}
+			}
+			return taken, last
+		}
+		if n, err := ask(text, 10); n != 3 || !strings.Contains(err.Error(), "the token one") {
+			t.Errorf("one: %d taken, %v", n, err)
+		}
+		n, err := ask(other, 10)
+		var e *parry.Error
+		if n != 2 || !errors.As(err, &e) || e.Kind != parry.KindRateLimited || e.RetryAfter != 12*time.Second || !strings.Contains(e.Detail, "all tokens together") {
+			t.Errorf("two: %d taken, %v", n, err)
+		}
+		if err := a.Allow(&parry.Principal{Token: parry.Token{Name: LocalName}}); err != nil {
+			t.Errorf("root at the socket: %v", err)
+		}
+		total = 0 // the configuration was changed
+		if n, err := ask(other, 10); n != 10 {
+			t.Errorf("without a limit: %d taken, %v", n, err)
+		}
+	})
+}
+
 func TestRun_recordsUse(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -10,9 +10,10 @@ import (
 
 func (s *shell) token() *cobra.Command {
 	c := &cobra.Command{
-		Use: "token", Short: "Make, list and revoke tokens", Args: cobra.NoArgs,
+		Use: "token", Short: "Make, list, resume and revoke tokens", Args: cobra.NoArgs,
 		Example: `  parry token create ossim --role trigger --from 192.0.2.10 --max-ttl 24h
   parry token list
+  parry token resume ossim
   parry token revoke ossim`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -71,6 +72,22 @@ into a file:  parry token create ossim --role trigger > ossim.token`,
 		},
 	})
 	c.AddCommand(&cobra.Command{
+		Use: "resume ID|NAME", Short: "Put a suspended token back into use", Args: cobra.ExactArgs(1),
+		Long: `Put a token back into use that parry suspended because it kept asking for blocks
+of what is never blocked. Find out why first: parry token list, parry audit.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := s.client(0)
+			if err != nil {
+				return err
+			}
+			r, err := ask(cl.ResumeTokenWithResponse(c.Context(), args[0]))
+			if err != nil {
+				return err
+			}
+			return s.done(r.StatusCode(), "in use again: "+args[0])
+		},
+	})
+	c.AddCommand(&cobra.Command{
 		Use: "revoke ID|NAME", Short: "Revoke a token at once", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := s.client(0)
@@ -119,10 +136,16 @@ func (p *printer) tokenTable(items []api.Token) {
 		switch {
 		case !t.RevokedAt.IsZero():
 			status = cell{"revoked", red}
+		case t.SuspendedUntil.After(p.now):
+			status = cell{"suspended, " + p.left(t.SuspendedUntil) + " left", red}
 		case !t.ExpiresAt.IsZero() && !t.ExpiresAt.After(p.now):
 			status = cell{"expired", red}
 		case !t.ExpiresAt.IsZero():
 			status = cell{p.left(t.ExpiresAt) + " left", green}
+		}
+		why := ""
+		if t.SuspendedUntil.After(p.now) && t.RevokedAt.IsZero() {
+			why = inert(t.SuspendedWhy)
 		}
 		used := p.ago(t.LastUsed)
 		if used == "" {
@@ -140,7 +163,7 @@ func (p *printer) tokenTable(items []api.Token) {
 		}
 		rows[i] = row{
 			cells: []cell{styled(bold, t.Name), text(string(t.Role)), status, text(used)},
-			notes: []string{strings.Join(notes, "   ")},
+			notes: []string{strings.Join(notes, "   "), why},
 		}
 	}
 	p.table([]string{"TOKEN", "ROLE", "STATUS", "USED"}, []int{24, 0, 0, 0}, rows)

@@ -50,10 +50,10 @@ var channelTypes = map[string][]string{
 
 // ChannelReports are the events that a channel hears of when it names none: what mail tells.
 var ChannelReports = []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered, parry.NotifyRejected, parry.NotifyBundleRefused,
-	parry.NotifyBundleRecovered, parry.NotifyPanic}
+	parry.NotifyBundleRecovered, parry.NotifyPanic, parry.NotifySuspended}
 
 // ticketKinds are those that TheHive takes: an alert begins something, and people end it.
-var ticketKinds = []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRejected, parry.NotifyBundleRefused, parry.NotifyAdded}
+var ticketKinds = []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRejected, parry.NotifyBundleRefused, parry.NotifySuspended, parry.NotifyAdded}
 
 // Kinds are the events as notifications have them.
 func (c *Channel) Kinds() (out []parry.NotificationKind) {

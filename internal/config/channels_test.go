@@ -34,10 +34,10 @@ func TestLoad_channelsHaveWhatTheirTypeUsuallyHas(t *testing.T) {
 	if hook.Secret.Reveal() != "0123456789abcdef" || hook.AtMost.String() != "5/10s" || fmt.Sprint(hook.Events) != "[block.added]" {
 		t.Errorf("%+v", hook)
 	}
-	if chat.AtMost.String() != "20/1m" || fmt.Sprint(chat.Events) != "[firewall.failed firewall.recovered block.rejected bundle.refused bundle.recovered panic]" {
+	if chat.AtMost.String() != "20/1m" || fmt.Sprint(chat.Events) != "[firewall.failed firewall.recovered block.rejected bundle.refused bundle.recovered panic token.suspended]" {
 		t.Errorf("%+v", chat)
 	}
-	if tickets.API != "v1" || tickets.AtMost.N != 0 || fmt.Sprint(tickets.Events) != "[firewall.failed block.rejected bundle.refused block.added]" {
+	if tickets.API != "v1" || tickets.AtMost.N != 0 || fmt.Sprint(tickets.Events) != "[firewall.failed block.rejected bundle.refused token.suspended block.added]" {
 		t.Errorf("%+v", tickets)
 	}
 	if siem.Format != "rfc5424" || siem.Facility != "local4" || siem.MinSeverity != "info" || siem.Timeout.D() != 30*time.Second {
@@ -54,7 +54,7 @@ func TestLoad_aChannelsFaultsNameLineKeyAndMend(t *testing.T) {
 		"a channel's type":     {"channels:\n- {name: a, type: slack}\n", ":2: channels.0..type: \"slack\" is not known; write webhook, telegram, thehive or syslog"},
 		"a channel's key":      {"channels:\n- {name: a, type: webhook, url: 'https://h', chat: x}\n", ":2: channels.0..chat: a channel of type webhook has no chat; it has url, ca_file, plain_http, token, secret, template_file"},
 		"a channel's need":     {"channels:\n- name: a\n  type: telegram\n  token: x\n", ":2: channels.0.: a channel of type telegram needs chat"},
-		"a channel's event":    {"channels:\n- {name: a, type: thehive, url: 'https://h', token: x, events: [block.ended]}\n", ":2: channels.0..events.0.: \"block.ended\" is no event of a thehive channel; there are firewall.failed, block.rejected, bundle.refused, block.added"},
+		"a channel's event":    {"channels:\n- {name: a, type: thehive, url: 'https://h', token: x, events: [block.ended]}\n", ":2: channels.0..events.0.: \"block.ended\" is no event of a thehive channel; there are firewall.failed, block.rejected, bundle.refused, token.suspended, block.added"},
 		"a channel's name":     {"channels:\n- {name: mail, type: webhook, url: 'https://h'}\n", ":2: channels.0..name: \"mail\" is no channel's name; use a-z, 0-9 and -, but not \"mail\""},
 		"a channel twice":      {"channels:\n- {name: x, type: webhook, url: 'https://h'}\n- {name: x, type: webhook, url: 'https://h'}\n", ":3: channels.1..name: \"x\" is listed twice; keep one"},
 		"a channel's rate":     {"channels:\n- {name: a, type: webhook, url: 'https://h', at_most: 20}\n", ": \"20\" is no rate; write 20/1m, or none"},

@@ -97,9 +97,26 @@ type Exemption struct {
 
 // Limits protect parry itself.
 type Limits struct {
-	RatePerMinute int `yaml:"rate_per_minute"` // block requests of one token
-	Queue         int `yaml:"queue"`           // requests that wait for their commit
-	Waiters       int `yaml:"waiters"`         // ?wait= at once
+	RatePerMinute  int     `yaml:"rate_per_minute"`  // block requests of one token
+	TotalPerMinute int     `yaml:"total_per_minute"` // of all together; 0: four times rate_per_minute
+	Suspend        Suspend `yaml:"suspend"`
+	Queue          int     `yaml:"queue"`   // requests that wait for their commit
+	Waiters        int     `yaml:"waiters"` // ?wait= at once
+}
+
+// Suspend is when a token that keeps asking for blocks of what is never blocked is suspended.
+type Suspend struct {
+	After  int      `yaml:"after"` // refusals; 0: never
+	Within Duration `yaml:"within"`
+	For    Duration `yaml:"for"`
+}
+
+// Total is what all tokens together may ask for in a minute.
+func (l *Limits) Total() int {
+	if l.TotalPerMinute > 0 {
+		return l.TotalPerMinute
+	}
+	return 4 * l.RatePerMinute
 }
 
 // Reconcile is the lanes' timing.
@@ -190,7 +207,10 @@ func Default() *Config {
 		},
 		Escalation: defaultEscalation(),
 		Exemptions: privateRanges(),
-		Limits:     Limits{RatePerMinute: 30_000, Queue: 4096, Waiters: 256},
+		Limits: Limits{
+			RatePerMinute: 30_000, Queue: 4096, Waiters: 256,
+			Suspend: Suspend{After: 100, Within: Duration(10 * time.Minute), For: Duration(15 * time.Minute)},
+		},
 		Reconcile: Reconcile{
 			VerifyEvery: Duration(15 * time.Minute),
 			BackoffMin:  Duration(2 * time.Second),

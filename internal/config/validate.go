@@ -97,6 +97,12 @@ func (c *Config) Validate() []Problem {
 		v.require(!e.Prefix.IsValid() || e.Prefix.Bits() > 0, key+".prefix", "%s would exempt everything; use `parry hold --all` to stop applying", e.Prefix)
 	}
 	v.count("limits.rate_per_minute", int64(c.Limits.RatePerMinute), 1, 10_000_000)
+	v.count("limits.total_per_minute", int64(c.Limits.TotalPerMinute), 0, 100_000_000)
+	v.require(c.Limits.TotalPerMinute == 0 || c.Limits.TotalPerMinute >= c.Limits.RatePerMinute, "limits.total_per_minute",
+		"%d is less than one token may ask for (rate_per_minute, %d)", c.Limits.TotalPerMinute, c.Limits.RatePerMinute)
+	v.count("limits.suspend.after", int64(c.Limits.Suspend.After), 0, 1_000_000)
+	v.within("limits.suspend.within", c.Limits.Suspend.Within, time.Second, 24*time.Hour)
+	v.within("limits.suspend.for", c.Limits.Suspend.For, time.Second, 30*24*time.Hour)
 	v.count("limits.queue", int64(c.Limits.Queue), 1, 1_000_000)
 	v.count("limits.waiters", int64(c.Limits.Waiters), 1, 100_000)
 

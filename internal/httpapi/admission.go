@@ -30,12 +30,15 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 		return parry.Admission{}, e
 	}
 	listed := s.o.Lists.Judge(ask.match.Source)
+	if !ask.dry {
+		s.insist.asked(&pr.Token, now)
+	}
 	terms, err := s.o.Policy.Admit(pr, fleet, policy.Ask{
 		Source: ask.match.Source, Selector: ask.selector, TTL: ask.ttl, NoEnd: ask.noEnd, Alert: ask.alert, Least: listed.TTL,
 	}, now)
 	if err != nil {
-		if _, protected := s.o.Policy.Overlapping(ask.match.Source, now); protected && parry.KindOf(err) == parry.KindRefused {
-			s.insist.refused(c.Request.Context(), s.o.Logger, &pr.Token, now)
+		if x, protected := s.o.Policy.Overlapping(ask.match.Source, now); protected && parry.KindOf(err) == parry.KindRefused && !ask.dry {
+			s.insisted(c, policy.Describe(ask.match.Source, x), now)
 		}
 		return parry.Admission{}, err
 	}

@@ -23,6 +23,7 @@ type blockAsk struct {
 	noEnd     bool
 	eventTime time.Time // zero: none given
 	alert     bool      // a SIEM's alert, as it came
+	dry       bool      // nothing comes of it
 
 	reason, origin, alertID, ruleID string // inert text, as written
 }

@@ -31,6 +31,7 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		s.fail(c, err)
 		return
 	}
+	ask.dry = orZero(params.DryRun)
 	a, err := s.admission(c, &ask, now)
 	if err != nil {
 		if !orZero(params.DryRun) {

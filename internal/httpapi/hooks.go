@@ -46,7 +46,7 @@ func (s *Server) HookWazuh(c *gin.Context, params api.HookWazuhParams) {
 	}
 	ask := blockAsk{
 		match: parry.Match{Source: netip.PrefixFrom(verdict.Source, verdict.Source.BitLen())}, selector: s.agentSelector(alert.Agent, alert.AgentID),
-		ttl: verdict.TTL, alert: true, reason: alert.Description, origin: originWazuh, alertID: alert.ID, ruleID: alert.RuleID,
+		ttl: verdict.TTL, alert: true, dry: answer.DryRun, reason: alert.Description, origin: originWazuh, alertID: alert.ID, ruleID: alert.RuleID,
 	}
 	if checkEventTime(alert.Time, now) == nil { // else the SIEM's clock is wrong, which is no reason to let an attacker in
 		ask.eventTime = alert.Time

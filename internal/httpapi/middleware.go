@@ -128,6 +128,12 @@ func (s *Server) authorize(c *gin.Context) {
 			return
 		}
 	}
+	if pr := principal(c); pr != nil && !changesNothing(op.right) {
+		if err := suspended(&pr.Token, s.o.Now()); err != nil {
+			s.fail(c, err)
+			return
+		}
+	}
 	if c.Request.URL.RawQuery != "" {
 		if err := checkQuery(c.Request.URL.RawQuery, op.query); err != nil {
 			s.fail(c, err)

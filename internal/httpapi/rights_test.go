@@ -89,6 +89,8 @@ var routes = map[string][]parry.Role{
 	"POST /api/v1/tokens":       atLeast(parry.RoleAdmin),
 	"DELETE /api/v1/tokens/:id": atLeast(parry.RoleAdmin),
 
+	"POST /api/v1/tokens/:id/resume": atLeast(parry.RoleOperator),
+
 	"GET /api/v1/audit":        {parry.RoleAuditor, parry.RoleAdmin},
 	"GET /api/v1/audit/head":   {parry.RoleAuditor, parry.RoleAdmin},
 	"GET /api/v1/audit/export": {parry.RoleAuditor, parry.RoleAdmin},

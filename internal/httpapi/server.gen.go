@@ -203,6 +203,9 @@ type ServerInterface interface {
 	// RevokeToken Revoke a token; at once here, within seconds on other replicas
 	// (DELETE /api/v1/tokens/{id})
 	RevokeToken(c *gin.Context, id string)
+	// ResumeToken Put a suspended token back into use; at once here, within seconds on other replicas
+	// (POST /api/v1/tokens/{id}/resume)
+	ResumeToken(c *gin.Context, id string)
 	// GetVersion What is running
 	// (GET /api/v1/version)
 	GetVersion(c *gin.Context)
@@ -2233,6 +2236,31 @@ func (siw *ServerInterfaceWrapper) RevokeToken(c *gin.Context) {
 	siw.Handler.RevokeToken(c, id)
 }
 
+// ResumeToken operation middleware
+func (siw *ServerInterfaceWrapper) ResumeToken(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", c.Param("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ResumeToken(c, id)
+}
+
 // GetVersion operation middleware
 func (siw *ServerInterfaceWrapper) GetVersion(c *gin.Context) {
 
@@ -2388,6 +2416,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/tokens", wrapper.ListTokens)
 	router.POST(options.BaseURL+"/api/v1/tokens", wrapper.CreateToken)
 	router.DELETE(options.BaseURL+"/api/v1/tokens/:id", wrapper.RevokeToken)
+	router.POST(options.BaseURL+"/api/v1/tokens/:id/resume", wrapper.ResumeToken)
 	router.GET(options.BaseURL+"/api/v1/version", wrapper.GetVersion)
 	router.GET(options.BaseURL+"/api/v1/whoami", wrapper.WhoAmI)
 	router.GET(options.BaseURL+"/healthz", wrapper.GetHealth)

@@ -60,6 +60,8 @@ type Store interface {
 	CreateToken(ctx context.Context, t parry.Token) error
 	Tokens(ctx context.Context) ([]parry.Token, error)
 	RevokeToken(ctx context.Context, id parry.TokenID, by string) error
+	SuspendToken(ctx context.Context, id parry.TokenID, until time.Time, why string) error
+	ResumeToken(ctx context.Context, name, by string) (parry.TokenID, error)
 	Applied(ctx context.Context) <-chan struct{}
 	Audit(ctx context.Context, events ...parry.AuditEvent) error
 	AuditRows(ctx context.Context, f parry.AuditFilter) (parry.Page[audit.Row], error)
@@ -98,7 +100,14 @@ type Settings struct {
 	WidenBeyondMax bool          // beyond a firewall's max_rules, block the source altogether instead of refusing
 	Waiters        int           // requests that may wait at once; 256
 	Grace          time.Duration // of a source whose block an operator lifts, unless the word says otherwise
+	Suspend        Suspend       // of tokens that keep asking for what is never blocked
 	HonourDelete   bool          // a token without RightUnblock may end the blocks that it made
+}
+
+// Suspend is when a token is suspended: after so many refusals within a time, for how long.
+type Suspend struct {
+	After       int           // 0: never
+	Within, For time.Duration // Within 0: an hour
 }
 
 // Check is one line of /readyz.
@@ -194,7 +203,7 @@ func New(o Options) (*Server, error) {
 	if s.metrics, err = newMetrics(o.Registry, s); err != nil {
 		return nil, fmt.Errorf("register the HTTP metrics: %w", err)
 	}
-	if s.insist, err = newInsisting(o.Registry, o.Now); err != nil {
+	if s.insist, err = newInsisting(o.Registry, o.Now, func() time.Duration { return cmp.Or(o.Settings().Suspend.Within, insistWithin) }); err != nil {
 		return nil, fmt.Errorf("register the metrics of refusals: %w", err)
 	}
 

@@ -20,6 +20,7 @@ func (s *Server) WhoAmI(c *gin.Context) {
 	out := api.Caller{
 		ID: t.ID, Name: t.Name, Role: t.Role, Rights: []string{}, RemoteAddr: addr(pr.Remote), ExpiresAt: t.ExpiresAt, Sources: t.Sources,
 		Firewalls: t.Firewalls, MaxTTL: t.MaxTTL, Rate: t.Rate,
+		SuspendedUntil: t.SuspendedUntil, SuspendedWhy: t.SuspendedWhy,
 	}
 	for _, r := range pr.Token.Role.Rights() {
 		out.Rights = append(out.Rights, string(r))

@@ -17,6 +17,9 @@ func presentToken(t *parry.Token) api.Token {
 		ID: string(t.ID), Name: t.Name, Role: api.Role(t.Role), CreatedBy: t.CreatedBy, CreatedAt: t.CreatedAt.UTC(), ExpiresAt: utc(t.ExpiresAt),
 		RevokedAt: utc(t.RevokedAt), LastUsed: utc(t.LastUsed), Sources: prefixes(t.Sources), Firewalls: t.Firewalls, Rate: t.Rate,
 	}
+	if !t.SuspendedUntil.IsZero() {
+		out.SuspendedAt, out.SuspendedUntil, out.SuspendedWhy = utc(t.SuspendedAt), utc(t.SuspendedUntil), t.SuspendedWhy
+	}
 	if t.MaxTTL > 0 {
 		out.MaxTTL = parry.FormatTTL(t.MaxTTL)
 	}
@@ -108,6 +111,18 @@ func (s *Server) CreateToken(c *gin.Context) {
 		return
 	}
 	s.answer(c, http.StatusCreated, api.CreatedToken{Token: presentToken(&t), Secret: secret})
+}
+
+// ResumeToken puts a suspended token back into use; here at once, on other replicas within seconds.
+func (s *Server) ResumeToken(c *gin.Context, id string) {
+	found, err := s.o.Store.ResumeToken(c.Request.Context(), id, principal(c).Token.Name)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.o.Auth.Forget(found)
+	c.Status(http.StatusNoContent)
+	c.Writer.WriteHeaderNow()
 }
 
 func (s *Server) RevokeToken(c *gin.Context, id string) {

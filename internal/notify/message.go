@@ -39,7 +39,7 @@ func NewDocument(d *parry.Delivery) Document {
 		b.Reason, b.Origin, b.AlertID, b.RuleID, b.By = Line(b.Reason), Line(b.Origin), Line(b.AlertID), Line(b.RuleID), Line(b.By)
 		doc.Block = &b
 	}
-	if d.Firewall != "" || d.Kind.OfBundle() {
+	if d.Firewall != "" || d.Kind.OfBundle() || d.Kind == parry.NotifySuspended {
 		r := d.Report
 		r.Task, r.Message = Line(r.Task), Line(r.Message)
 		r.Waiting, r.Rejects, r.Drift = lines(r.Waiting), lines(r.Rejects), lines(r.Drift)
@@ -81,6 +81,8 @@ func Title(d *parry.Delivery) string {
 		return fmt.Sprintf("parry: the panic on %s is over after %s, by %s", fw, r.Until.Sub(r.Since).Round(time.Second), Line(r.By))
 	case d.Kind == parry.NotifyPanic:
 		return fmt.Sprintf("parry: PANIC by %s: nothing is blocked on %s any more", Line(r.By), fw)
+	case d.Kind == parry.NotifySuspended:
+		return fmt.Sprintf("parry: token %s is suspended until %s: it keeps asking for blocks of what is never blocked", Line(r.By), r.Until.UTC().Format("15:04 UTC"))
 	case d.Kind == parry.NotifyTest:
 		return "parry: a test of channel " + Line(d.Channel)
 	case d.Kind == parry.NotifySummary && d.Summary != nil:
@@ -201,6 +203,12 @@ func Fields(d *parry.Delivery) (out []Field) {
 		when("since", "Since", r.Since)
 		when("until", "Until", r.Until)
 		words("reason", "Reason", r.Message)
+	} else if d.Kind == parry.NotifySuspended {
+		add("token", "Token", r.By)
+		when("since", "Since", r.Since)
+		when("until", "Until", r.Until)
+		words("reason", "Why", r.Message)
+		add("hint", "What to do", r.Hint)
 	} else if d.Kind.OfBundle() {
 		add("firewall", "Canary", d.Firewall)
 		add("bundle", "Bundle", version(&r.Bundle))

@@ -15,6 +15,7 @@ const (
 	NotifyBundleRefused   NotificationKind = "bundle.refused"   // a new version of a bundle; the last good one goes on
 	NotifyBundleRecovered NotificationKind = "bundle.recovered" // the newest version is in use again
 	NotifyPanic           NotificationKind = "panic"            // begun, or over
+	NotifySuspended       NotificationKind = "token.suspended"
 	NotifyAdded           NotificationKind = "block.added"
 	NotifyEnded           NotificationKind = "block.ended"
 	NotifySummary         NotificationKind = "blocks.summary" // stands for many of the two before, where a channel takes only so many
@@ -22,7 +23,7 @@ const (
 )
 
 // NotifyKinds lists what a channel can subscribe to.
-var NotifyKinds = []NotificationKind{NotifyFailed, NotifyRecovered, NotifyRejected, NotifyBundleRefused, NotifyBundleRecovered, NotifyPanic, NotifyAdded, NotifyEnded}
+var NotifyKinds = []NotificationKind{NotifyFailed, NotifyRecovered, NotifyRejected, NotifyBundleRefused, NotifyBundleRecovered, NotifyPanic, NotifySuspended, NotifyAdded, NotifyEnded}
 
 // OfBundle tells whether it is about a bundle; it names a firewall only when a canary has to do with it.
 func (k NotificationKind) OfBundle() bool {
@@ -53,7 +54,7 @@ func (s Severity) AtLeast(least Severity) bool {
 // the other.
 func SeverityOf(k NotificationKind) Severity {
 	switch k {
-	case NotifyFailed, NotifyRecovered, NotifyPanic:
+	case NotifyFailed, NotifyRecovered, NotifyPanic, NotifySuspended:
 		return SeverityCritical
 	case NotifyRejected, NotifyBundleRefused, NotifyBundleRecovered:
 		return SeverityWarning

@@ -183,4 +183,6 @@ type Counts struct {
 	Undelivered   int64
 	OldestUnsent  time.Time
 	OverdueBlocks int64 // due and not ended yet
+
+	SuspendedTokens int64
 }

@@ -38,6 +38,7 @@ const (
 	RightWithoutEnd Right = "without-end" // a block without end
 	RightTokens     Right = "tokens"
 	RightAudit      Right = "audit"      // read the audit
+	RightResume     Right = "resume"     // put a suspended token back into use
 	RightList       Right = "list"       // put entries on active lists
 	RightEditLists  Right = "edit-lists" // make and delete active lists, take entries off
 )
@@ -47,11 +48,11 @@ var rights = map[Role][]Right{
 	RoleTrigger: {RightBlock, RightReadOwn, RightUnblockOwn, RightList},
 	RoleReader:  {RightReadOwn, RightRead, RightFeed},
 	RoleAuditor: {RightReadOwn, RightRead, RightFeed, RightAudit},
-	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
+	RoleOperator: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightResume, RightNotify, RightList,
 		RightEditLists},
-	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
+	RoleApprover: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightResume, RightNotify, RightList,
 		RightEditLists, RightExempt, RightTakeOver},
-	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightNotify, RightList,
+	RoleAdmin: {RightBlock, RightReadOwn, RightRead, RightFeed, RightPrefix, RightUnblock, RightUnblockOwn, RightHold, RightResume, RightNotify, RightList,
 		RightEditLists, RightExempt, RightTakeOver, RightWithoutEnd, RightTokens, RightAudit},
 }
 
@@ -79,6 +80,18 @@ type Token struct {
 	Firewalls []string       // selectors that it may name; empty is any
 	MaxTTL    time.Duration  // 0: the configuration's
 	Rate      int            // block requests a minute; 0: the configuration's
+
+	SuspendedAt    time.Time // zero: not suspended
+	SuspendedUntil time.Time // it may change nothing until then
+	SuspendedWhy   string
+}
+
+// Suspended tells whether the token is out of use for changes.
+func (t *Token) Suspended(now time.Time) bool { return now.Before(t.SuspendedUntil) }
+
+// Reads tells whether a right lets nobody change anything. What a suspended token may do goes by it.
+func (r Right) Reads() bool {
+	return r == RightReadOwn || r == RightRead || r == RightFeed || r == RightAudit
 }
 
 // Principal is who asks.

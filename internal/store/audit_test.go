@@ -23,7 +23,7 @@ import (
 // auditSuite is what every engine must do with the audit.
 var auditSuite = []func(*env){
 	eachChangeLeavesItsRow, refusedChangesLeaveNone, repeatedRefreshesLeaveARowAMinute, auditFiltersAndPages, auditHostileTextIsInert,
-	auditBreaksAreNamed, auditCutTailShowsAtOnce, auditPrunesItsBeginning, auditOfReplicasIsOneChain, auditCountsOnceOverALostAnswer,
+	suspensionsComeAndGo, auditBreaksAreNamed, auditCutTailShowsAtOnce, auditPrunesItsBeginning, auditOfReplicasIsOneChain, auditCountsOnceOverALostAnswer,
 }
 
 // as is a context of somebody's request.
@@ -165,6 +165,69 @@ func objectOf(e *env, source string) string {
 	p, err := e.Blocks(e.Context(), parry.BlockFilter{Source: at(source).Source})
 	e.ok(err)
 	return string(p.Items[0].ID)
+}
+
+func suspensionsComeAndGo(e *env) {
+	e.ok(e.Close())
+	e.opts.Subscriptions = parry.Subscriptions{{Channel: "mail", Kinds: []parry.NotificationKind{parry.NotifySuspended}}}
+	e.open()
+	now := e.clock.Now()
+	for _, k := range []parry.Token{{ID: "t-1", Name: "ossim", Role: parry.RoleTrigger}, {ID: "t-2", Name: "wazuh", Role: parry.RoleTrigger}} {
+		e.ok(e.CreateToken(e.Context(), k))
+	}
+	token := func(id parry.TokenID) *parry.Token {
+		e.Helper()
+		k, err := e.TokenByID(e.Context(), id)
+		e.ok(err)
+		return &k
+	}
+	suspended := func() int64 {
+		e.Helper()
+		c, err := e.Counts(e.Context())
+		e.ok(err)
+		return c.SuspendedTokens
+	}
+	e.ok(e.SuspendToken(e.Context(), "t-1", now.Add(time.Hour), "10.0.0.5 again\x00 and again"))
+	e.ok(e.SuspendToken(e.Context(), "t-1", now.Add(9*time.Hour), "by another replica, too late"))
+	k := token("t-1")
+	same(e, "since", k.SuspendedAt, now)
+	same(e, "until", k.SuspendedUntil, now.Add(time.Hour))
+	same(e, "why", k.SuspendedWhy, "10.0.0.5 again� and again")
+	same(e, "now", k.Suspended(now), true)
+	same(e, "an hour later", k.Suspended(now.Add(time.Hour)), false)
+	same(e, "the other", token("t-2").Suspended(now), false)
+	same(e, "counted", suspended(), int64(1))
+	ds, err := e.NextDeliveries(e.Context(), "mail", 10, true)
+	e.ok(err)
+	same(e, "told", len(ds), 1)
+	same(e, "told as", ds[0].Kind, parry.NotifySuspended)
+	same(e, "told of", ds[0].Report.By, "ossim")
+	same(e, "told until", ds[0].Report.Until, now.Add(time.Hour))
+
+	e.ok(e.Close())
+	e.open()
+	same(e, "after a restart", token("t-1").Suspended(now), true)
+	_, err = e.ResumeToken(e.as("anna", parry.RoleOperator), "wazuh", "anna")
+	e.wantKind(err, parry.KindConflict)
+	_, err = e.ResumeToken(e.Context(), "nobody", "anna")
+	e.wantKind(err, parry.KindNotFound)
+	id, err := e.ResumeToken(e.as("anna", parry.RoleOperator), "ossim", "anna")
+	e.ok(err)
+	same(e, "by its name", id, "t-1")
+	same(e, "in use", token("t-1").Suspended(now), false)
+	same(e, "counted", suspended(), int64(0))
+
+	e.ok(e.RevokeToken(e.Context(), "t-2", "anna"))
+	e.ok(e.SuspendToken(e.Context(), "t-2", now.Add(time.Hour), "too late"))
+	same(e, "a revoked one", token("t-2").Suspended(now), false)
+	var acts []string
+	for _, r := range e.auditRows() {
+		if strings.HasPrefix(r.Action, "token.s") || r.Action == string(parry.ActTokenResume) {
+			acts = append(acts, r.Actor+" "+r.Action+" "+r.Object)
+		}
+	}
+	same(e, "audit", strings.Join(acts, ", "), "parry token.suspend t-1, anna token.resume t-1")
+	e.whole()
 }
 
 func refusedChangesLeaveNone(e *env) {

@@ -208,8 +208,9 @@ func (s *Store) Counts(ctx context.Context) (parry.Counts, error) {
 		SELECT live, ended,
 			(SELECT count(*) FROM deliveries WHERE delivered_at = 0),
 			coalesce((SELECT created_at FROM outbox WHERE id = (SELECT min(outbox_id) FROM deliveries WHERE delivered_at = 0)), 0),
-			(SELECT count(*) FROM blocks WHERE end_rev = 0 AND expires_at > 0 AND expires_at <= $1)
-		FROM state WHERE one = 1`, micros(s.now())).Scan(&c.LiveBlocks, &c.EndedBlocks, &c.Undelivered, &oldest, &c.OverdueBlocks)
+			(SELECT count(*) FROM blocks WHERE end_rev = 0 AND expires_at > 0 AND expires_at <= $1),
+			(SELECT count(*) FROM tokens WHERE suspended_until > $1 AND revoked_at = 0)
+		FROM state WHERE one = 1`, micros(s.now())).Scan(&c.LiveBlocks, &c.EndedBlocks, &c.Undelivered, &oldest, &c.OverdueBlocks, &c.SuspendedTokens)
 	c.OldestUnsent = fromMicros(oldest)
 	return c, s.wrap(err, "count")
 }

@@ -168,6 +168,11 @@ func cef(d *parry.Delivery, version string) string {
 		label("incident", string(d.Incident))
 		add("suser", d.Report.By, 1023)
 		add("reason", d.Report.Message, 1023)
+	case d.Kind == parry.NotifySuspended:
+		add("act", "suspended", 63)
+		add("suser", d.Report.By, 1023)
+		add("end", strconv.FormatInt(d.Report.Until.UnixMilli(), 10), 20)
+		add("reason", d.Report.Message, 1023)
 	case d.Kind.OfBundle():
 		add("dvchost", d.Firewall, 100)
 		add("outcome", string(d.Report.Failure), 63)

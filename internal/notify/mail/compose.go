@@ -160,6 +160,15 @@ func newPage(d *parry.Delivery) *page {
 	if d.Kind == parry.NotifyPanic {
 		return panicPage(p, d)
 	}
+	if d.Kind == parry.NotifySuspended {
+		p.Title = notify.Title(d)
+		p.Lead = fmt.Sprintf("What the token %s asks for is not taken until %s: requests are answered with 429, and parry's triggers keep them. Reading goes on.",
+			line(r.By), stamp(r.Until))
+		p.Facts = []fact{{"Token", line(r.By)}, {"Since", stamp(r.Since)}, {"Until", stamp(r.Until)}, {"Why", cut(line(r.Message), 1000)}}
+		p.Hint = clean(r.Hint, false)
+		p.Footer = "Sent by parry. One mail for each suspension."
+		return p
+	}
 	switch d.Kind {
 	case parry.NotifyRecovered:
 		p.Recovered = true

@@ -242,6 +242,27 @@ func TestNotify_endsWithItsContext(t *testing.T) {
 }
 
 // Every free text is hostile at once: headers, markup, control and direction-changing characters, dots alone on a line, bad UTF-8.
+func TestNotify_aSuspendedToken(t *testing.T) {
+	t.Parallel()
+	srv := testenv.StartMail(t, testenv.MailOptions{})
+	d := parry.Delivery{Channel: "mail", Notification: parry.Notification{
+		ID: "n-9", Incident: "n-9", Kind: parry.NotifySuspended, Severity: parry.SeverityCritical, CreatedAt: at,
+		Report: parry.Report{By: "ossim", Since: at, Until: at.Add(15 * time.Minute), Message: "100 of its 120 block requests", Hint: "parry token resume ossim"},
+	}}
+	if _, err := mailer(t, srv, nil).Notify(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	_, subject, plain, _ := read(t, srv.Letters()[0].Data)
+	if want := "parry: token ossim is suspended until 02:29 UTC: it keeps asking for blocks of what is never blocked"; subject != want {
+		t.Errorf("subject %q", subject)
+	}
+	for _, want := range []string{"100 of its 120 block requests", "parry token resume ossim", "2026-03-01 02:29:00 UTC", "429"} {
+		if !strings.Contains(plain, want) {
+			t.Errorf("no %q in %q", want, plain)
+		}
+	}
+}
+
 func TestNotify_hostileTextsAreInert(t *testing.T) {
 	t.Parallel()
 	const evil = "x\r\nBcc: victim@example.org\r\n\r\n<script>alert(1)</script><img src=http://evil>{{7*7}}\x00\x1b[31m\u202e\u2028\xff\r\n.\r\nQUIT\r\n" +
@@ -249,19 +270,19 @@ func TestNotify_hostileTextsAreInert(t *testing.T) {
 	srv := testenv.StartMail(t, testenv.MailOptions{})
 	d := failure()
 	r := &d.Report
-	r.Firewall, r.Host, r.Task, r.Message, r.Hint, r.LogTail, r.Command = evil, evil, evil, evil, evil, evil+"\n"+evil, evil
+	r.Firewall, r.Host, r.Task, r.Message, r.Hint, r.LogTail, r.Command, r.By = evil, evil, evil, evil, evil, evil+"\n"+evil, evil, evil
 	r.Waiting, r.Rejects, r.RejectsN = []string{evil}, []string{evil}, 1
 	r.Bundle = parry.BundleRef{Name: evil, Version: evil, Digest: evil, Commit: evil}
 	r.RunID, r.Failure, d.Firewall = evil, evil, evil
-	for _, kind := range []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered, parry.NotifyRejected} {
+	for _, kind := range []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered, parry.NotifyRejected, parry.NotifySuspended} {
 		d.Kind = kind
 		if _, err := mailer(t, srv, nil).Notify(t.Context(), d); err != nil {
 			t.Fatalf("%s: %v", kind, err)
 		}
 	}
 	letters := srv.Letters()
-	if len(letters) != 3 {
-		t.Fatalf("%d mails, want 3", len(letters))
+	if len(letters) != 4 {
+		t.Fatalf("%d mails, want 4", len(letters))
 	}
 	for _, l := range letters {
 		msg, subject, plain, htm := read(t, l.Data)

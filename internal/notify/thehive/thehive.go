@@ -27,7 +27,7 @@ const (
 )
 
 // Kinds are those that make sense as an alert: what is over is for people to close.
-var Kinds = []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRejected, parry.NotifyBundleRefused, parry.NotifyAdded}
+var Kinds = []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRejected, parry.NotifyBundleRefused, parry.NotifySuspended, parry.NotifyAdded}
 
 // Options of a Channel. URL and Key are required.
 type Options struct {
