@@ -166,7 +166,7 @@ parry logged ("audit head") cannot be changed there: give one or more by --head.
 				}
 				anchors = append(anchors, audit.Anchor{Seq: n, Hash: strings.ToLower(hash)})
 			}
-			var in io.Reader = s.In
+			in := s.In
 			switch {
 			case len(args) == 0:
 				cl, err := s.client(exportWithin)

@@ -173,7 +173,7 @@ func TestAudit_exportIsWhole(t *testing.T) {
 	}
 	head := into[api.AuditHead](t, b.do(parry.RoleAuditor, "GET", "/api/v1/audit/head", ""), 200)
 	r := b.do(parry.RoleAuditor, "GET", "/api/v1/audit/export", "")
-	if ct := r.Header.Get("Content-Type"); r.StatusCode != 200 || ct != "application/x-ndjson" {
+	if ct := r.Header.Get("Content-Type"); r.StatusCode != http.StatusOK || ct != "application/x-ndjson" {
 		t.Fatal(r.StatusCode, ct)
 	}
 	rep, err := audit.Verify(lines(t, r.body), audit.Anchor{Seq: head.Seq, Hash: head.Hash})

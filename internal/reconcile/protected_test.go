@@ -225,10 +225,7 @@ func TestProtected_isNeverRendered(t *testing.T) {
 			p.Replace(source, all)
 		}
 		bring(parry.ExemptConfig, "first ")
-		later := slices.Clone(exempt)
-		for _, x := range rapid.SliceOfN(genPrefixes(), 0, 3).Draw(t, "to come") {
-			later = append(later, x) // requests are near these, too
-		}
+		later := append(slices.Clone(exempt), rapid.SliceOfN(genPrefixes(), 0, 3).Draw(t, "to come")...) // requests are near these, too
 
 		s := &shelf{rev: 1}
 		for i, source := range rapid.SliceOfN(genNear(later), requests, requests).Draw(t, "requests") {
