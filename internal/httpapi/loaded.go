@@ -56,7 +56,7 @@ func (s *Server) ListFirewallEntries(c *gin.Context, name api.FirewallName, para
 			s.fail(c, parry.Invalid("?address", "%s", err))
 			return
 		}
-		for e := range parry.Covering(l.Text, p) {
+		for e := range parry.Covering(string(l.Text), p) {
 			if !take(&e) {
 				break
 			}
@@ -64,13 +64,12 @@ func (s *Server) ListFirewallEntries(c *gin.Context, name api.FirewallName, para
 		s.answer(c, http.StatusOK, out)
 		return
 	}
-	entries, err := parry.ReadLoaded(l.Text)
-	if err != nil {
-		s.fail(c, err)
-		return
-	}
-	for i := range entries {
-		if !take(&entries[i]) {
+	for e, err := range parry.EachLoaded(string(l.Text)) {
+		if err != nil {
+			s.fail(c, err)
+			return
+		}
+		if !take(&e) {
 			break
 		}
 	}
@@ -85,7 +84,7 @@ func (s *Server) loadedFor(ctx context.Context, p netip.Prefix) ([]api.LoadedEnt
 		if err != nil {
 			return nil, err
 		}
-		for e := range parry.Covering(l.Text, p) {
+		for e := range parry.Covering(string(l.Text), p) {
 			if len(out) == maxExplained {
 				return out, nil
 			}

@@ -1,7 +1,6 @@
 package parry
 
 import (
-	"bytes"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -10,53 +9,79 @@ import (
 )
 
 // ReadLoaded reads contract 1's loaded file as strictly as it was written: eight columns, canonical, sorted, each entry once. The text may
-// come from a firewall.
-func ReadLoaded(text []byte) ([]LoadedEntry, error) {
-	out := make([]LoadedEntry, 0, bytes.Count(text, []byte{'\n'}))
-	var last, again []byte
-	for n := 1; len(text) > 0; n++ {
-		ln, rest, ok := bytes.Cut(text, []byte{'\n'})
-		if !ok {
-			return nil, fmt.Errorf("line %d has no end", n)
+// come from a firewall. The entries share the text's memory.
+func ReadLoaded(text string) ([]LoadedEntry, error) {
+	out := make([]LoadedEntry, 0, strings.Count(text, "\n"))
+	for e, err := range EachLoaded(text) {
+		if err != nil {
+			return nil, err
 		}
-		text = rest
-		key, tail := SplitKey(ln)
-		f := strings.Split(string(tail), " ")
-		m, ok := ParseKey(string(key))
-		if !ok || len(f) != 3 {
-			return nil, fmt.Errorf("line %d is no entry: %.100q", n, ln)
-		}
-		e := LoadedEntry{Match: m}
-		var bad error
-		for i, to := range []*int64{&e.Expires, &e.Packets, &e.Bytes} {
-			if f[i] == "-" {
-				*to = -1
-			} else if v, err := strconv.ParseUint(f[i], 10, 63); err == nil {
-				*to = int64(v)
-			} else {
-				bad = err
-			}
-		}
-		e.Expires = max(e.Expires, 0)
-		if again = (Entry{Match: m}).AppendKey(again[:0]); bad != nil || !bytes.Equal(again, key) {
-			return nil, fmt.Errorf("line %d is not canonical: %.100q", n, ln)
-		}
-		if last != nil && bytes.Compare(last, key) >= 0 {
-			return nil, fmt.Errorf("line %d is out of order: %.100q", n, ln)
-		}
-		last = key
 		out = append(out, e)
 	}
 	return out, nil
 }
 
+// EachLoaded reads it line by line, and ends with the first error.
+func EachLoaded(text string) iter.Seq2[LoadedEntry, error] {
+	return func(yield func(LoadedEntry, error) bool) {
+		var last string
+		var again []byte
+		for n := 1; len(text) > 0; n++ {
+			ln, rest, ok := strings.Cut(text, "\n")
+			if !ok {
+				yield(LoadedEntry{}, fmt.Errorf("line %d has no end", n))
+				return
+			}
+			text = rest
+			key, tail := SplitKey(ln)
+			e, ok := parseLoaded(key, tail)
+			again = Entry{Match: e.Match}.AppendKey(again[:0])
+			var err error
+			switch {
+			case !ok:
+				err = fmt.Errorf("line %d is no entry: %.100q", n, ln)
+			case string(again) != key:
+				err = fmt.Errorf("line %d is not canonical: %.100q", n, ln)
+			case n > 1 && last >= key:
+				err = fmt.Errorf("line %d is out of order: %.100q", n, ln)
+			}
+			if last = key; !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func parseLoaded(key, tail string) (e LoadedEntry, ok bool) {
+	if e.Match, ok = ParseKey(key); !ok {
+		return e, false
+	}
+	for i, to := range [...]*int64{&e.Expires, &e.Packets, &e.Bytes} {
+		f, rest, more := strings.Cut(tail, " ")
+		if more != (i < 2) {
+			return e, false
+		}
+		if tail = rest; f == "-" {
+			*to = -1
+			continue
+		}
+		v, err := strconv.ParseUint(f, 10, 63)
+		if err != nil || len(f) > 1 && f[0] == '0' {
+			return e, false
+		}
+		*to = int64(v)
+	}
+	e.Expires = max(e.Expires, 0)
+	return e, true
+}
+
 // SplitKey parts a line of entries after its fifth column.
-func SplitKey(ln []byte) (key, rest []byte) {
+func SplitKey(ln string) (key, rest string) {
 	at := 0
 	for range 5 {
-		i := bytes.IndexByte(ln[at:], ' ')
+		i := strings.IndexByte(ln[at:], ' ')
 		if i < 0 {
-			return ln, nil
+			return ln, ""
 		}
 		at += i + 1
 	}
@@ -64,16 +89,16 @@ func SplitKey(ln []byte) (key, rest []byte) {
 }
 
 // Covering reads, out of a loaded file that was checked before, the entries whose source contains the prefix, without reading all.
-func Covering(text []byte, p netip.Prefix) iter.Seq[LoadedEntry] {
+func Covering(text string, p netip.Prefix) iter.Seq[LoadedEntry] {
 	return func(yield func(LoadedEntry) bool) {
 		for len(text) > 0 {
-			var ln []byte
-			ln, text, _ = bytes.Cut(text, []byte{'\n'})
-			source, _, _ := bytes.Cut(ln, []byte{' '})
-			if s, err := ParsePrefix(string(source)); err != nil || s.Bits() > p.Bits() || !s.Contains(p.Addr()) {
+			var ln string
+			ln, text, _ = strings.Cut(text, "\n")
+			source, _, _ := strings.Cut(ln, " ")
+			if s, err := ParsePrefix(source); err != nil || s.Bits() > p.Bits() || !s.Contains(p.Addr()) {
 				continue
 			}
-			if e, err := ReadLoaded(append(ln[:len(ln):len(ln)], '\n')); err == nil && !yield(e[0]) {
+			if e, ok := parseLoaded(SplitKey(ln)); ok && !yield(e) {
 				return
 			}
 		}
@@ -82,9 +107,12 @@ func Covering(text []byte, p netip.Prefix) iter.Seq[LoadedEntry] {
 
 // ParseKey reads back what [Entry.AppendKey] wrote.
 func ParseKey(k string) (m Match, ok bool) {
-	f := strings.Split(k, " ")
-	if len(f) != 5 {
-		return m, false
+	var f [5]string
+	for i := range f {
+		var more bool
+		if f[i], k, more = strings.Cut(k, " "); more != (i < 4) {
+			return m, false
+		}
 	}
 	var err error
 	if m.Source, err = ParsePrefix(f[0]); err != nil {

@@ -157,7 +157,7 @@ func TestLoaded_isKeptWithItsCounters(t *testing.T) {
 			w.must(err)
 			return got.Count == 2
 		})
-		entries, err := parry.ReadLoaded(got.Text)
+		entries, err := parry.ReadLoaded(string(got.Text))
 		w.must(err)
 		if e := entries[1]; e.Source != pfx("203.0.113.8") || e.Packets != 1 || e.Bytes != 100 || e.Expires != 0 {
 			t.Errorf("got %+v", e)

@@ -1,7 +1,10 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"slices"
 	"time"
 
@@ -83,15 +86,28 @@ func (e *ends) look(v *view, sc *scope, now time.Time) (next time.Time) {
 	var first int64 // of the old ends that come too soon
 	sooner := false
 	v.each(sc, func(b *standing) {
-		old, ok := e.sent[b.id]
-		switch {
-		case !ok || old == b.expires:
-		case old == 0 || b.expires != 0 && b.expires < old:
-			sooner = true
-		case first == 0 || old < first:
-			first = old
+		if old, ok := e.sent[b.id]; ok {
+			first, sooner = moves(first, sooner, old, b.expires)
 		}
 	})
+	e.plan(first, sooner, now)
+	return time.Time{}
+}
+
+// moves takes an end that was sent, and what it is now, into the first of those that come too soon, and whether one comes too late.
+func moves(first int64, sooner bool, old, now int64) (int64, bool) {
+	switch {
+	case old == now:
+	case old == 0 || now != 0 && now < old:
+		sooner = true
+	case first == 0 || old < first:
+		first = old
+	}
+	return first, sooner
+}
+
+// plan says when the next run is due.
+func (e *ends) plan(first int64, sooner bool, now time.Time) {
 	e.due, e.gap = time.Time{}, time.Time{}
 	if first != 0 {
 		e.gap = time.Unix(first, 0)
@@ -103,7 +119,74 @@ func (e *ends) look(v *view, sc *scope, now time.Time) (next time.Time) {
 	if least := e.at.Add(endsEvery); !e.due.IsZero() && e.due.Before(least) {
 		e.due = least
 	}
-	return time.Time{}
+}
+
+// recall finds out what was told before the lane was taken: the lines of the last desired file, beside what would be told now. A run is due
+// at once for a line that it cannot tell anything of.
+func (e *ends) recall(r *rendering, file []sentLine, now time.Time) {
+	*e = ends{sent: r.ends, at: now, moved: r.revision}
+	if file == nil {
+		e.due = now
+		return
+	}
+	var first int64
+	sooner, k := false, 0
+	for i := range r.lines {
+		l := &r.lines[i]
+		for k < len(file) && file[k].key < l.key {
+			k++
+		}
+		if k == len(file) || file[k].key != l.key {
+			e.due = now
+			return
+		}
+		old := file[k].expire
+		if first, sooner = moves(first, sooner, old, l.expire); old != 0 && (l.expire == 0 || old < l.expire) {
+			for _, id := range l.blocks() {
+				e.sent[id] = old
+			}
+		}
+		e.lines = append(e.lines, old)
+	}
+	e.plan(first, sooner, now)
+}
+
+// recallEnds is called after the firewall was read. It also finds ends that somebody has changed on the firewall itself: those are no part of
+// what is compared.
+func (t *try) recallEnds(ctx context.Context) {
+	m, now := &t.mem, t.now()
+	if !t.bundle.Manifest.Timeouts {
+		return
+	}
+	file := t.proved(ctx, &t.run.Got, now)
+	if m.ends.sent == nil {
+		rr := &renderer{firewall: t.fw, manifest: &t.bundle.Manifest, noCover: m.rejected}
+		var err error
+		if rr.nat, err = t.natTable(ctx, t.st, t.fw, &t.bundle.Manifest); err != nil {
+			return // the next verify tries again
+		}
+		blocks, rev := t.r.view.in(t.sc)
+		m.ends.recall(rr.render(rev, blocks), file, now)
+	}
+	other := 0
+	for i := range min(len(t.loaded), len(file)) { // the same entries, in the same order, as is proved
+		if !alike(file[i].expire, t.loaded[i].Expires, now) {
+			other++
+		}
+	}
+	if other > 0 {
+		t.log.Warn("the firewall would end entries at other times than it was told", "run_id", t.run.ID, "entries", other)
+		m.ends.due = now
+	}
+}
+
+// alike tells whether an end is the one that was sent, as far as two clocks can tell.
+func alike(sent, got int64, now time.Time) bool {
+	if sent == 0 || got == 0 {
+		return sent == got
+	}
+	off := int64(endsUnequal / time.Second)
+	return got >= sent-off && got <= max(sent, now.Add(endsLeast).Unix())+off
 }
 
 // endsDue is when a run is due because the firewall would let go of something too soon or too late, zero: none is; and when to look again all
@@ -137,31 +220,58 @@ func ended(expire int64, at time.Time) bool {
 	return expire != 0 && !at.Add(endsUnequal).Before(time.Unix(expire, 0))
 }
 
-// without finds what the firewall may have let go by itself between the rendering and the reading: as many of the lines whose time had come
-// as are missing, those that end first. It returns the sum over the others if that is what was read.
-func (r *rendering) without(skip map[int]bool, got *parry.Proof, at time.Time) (map[int]bool, bool) {
-	gone := len(r.lines) - len(skip) - got.Count
-	if gone <= 0 {
-		return nil, false
-	}
+// sentLine is a line of what was sent.
+type sentLine struct {
+	key    string
+	expire int64
+}
+
+// less leaves out what the firewall may have let go by itself by a time: as many of the lines whose time had come as are missing in the
+// proof, those that end first. ok tells whether the others are what is proved.
+func less(lines []sentLine, proof *parry.Proof, at time.Time) (rest []sentLine, ok bool) {
+	gone := len(lines) - proof.Count
 	var may []int
-	for i := range r.lines {
-		if x := r.lines[i].expire; !skip[i] && ended(x, at.Add(endsLeast)) {
+	for i := range lines {
+		if gone > 0 && ended(lines[i].expire, at.Add(endsLeast)) {
 			may = append(may, i)
 		}
 	}
-	if len(may) < gone {
+	if gone < 0 || len(may) < gone {
 		return nil, false
 	}
-	slices.SortStableFunc(may, func(a, b int) int { return int(r.lines[a].expire - r.lines[b].expire) })
-	less := make(map[int]bool, len(skip)+gone)
-	for i := range skip {
-		less[i] = true
+	slices.SortStableFunc(may, func(a, b int) int { return cmp.Compare(lines[a].expire, lines[b].expire) })
+	if rest = lines; gone > 0 {
+		out := make(map[int]bool, gone)
+		for _, i := range may[:gone] {
+			out[i] = true
+		}
+		rest = make([]sentLine, 0, proof.Count)
+		for i, l := range lines {
+			if !out[i] {
+				rest = append(rest, l)
+			}
+		}
 	}
-	for _, i := range may[:gone] {
-		less[i] = true
+	h, buf := sha256.New(), make([]byte, 0, 32<<10)
+	for _, l := range rest {
+		if buf = append(append(buf, l.key...), '\n'); len(buf) > 31<<10 {
+			h.Write(buf)
+			buf = buf[:0]
+		}
 	}
-	return less, r.sumWithout(less) == got.SHA256
+	h.Write(buf)
+	return rest, hex.EncodeToString(h.Sum(nil)) == proof.SHA256
+}
+
+// without is the lines less some, given by index.
+func (r *rendering) without(skip map[int]bool) []sentLine {
+	out := make([]sentLine, 0, len(r.lines))
+	for i := range r.lines {
+		if !skip[i] {
+			out = append(out, sentLine{r.lines[i].key, r.lines[i].expire})
+		}
+	}
+	return out
 }
 
 // lapsed tells whether a rejected line is none that was refused: its time had come before the run got there.

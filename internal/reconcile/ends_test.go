@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -134,13 +135,94 @@ func TestEnds_aNewBlockInTheStepsOfAnEndedOneIsLoaded(t *testing.T) {
 	})
 }
 
-func TestEnds_aRestartKnowsThatItDoesNotKnow(t *testing.T) {
+// What was told before a restart is in the run's directory. A replica that has no such directory tells all anew.
+func TestEnds_areKnownAfterARestart(t *testing.T) {
 	timed(t, func(w *world) {
-		id := w.put("203.0.113.7", ttl(10*time.Minute))
+		id := w.put("203.0.113.7", ttl(time.Hour))
 		w.becomes(id, "fw-a", parry.StateEnforced)
-		w.put("203.0.113.7", ttl(time.Hour))
+		w.idle("fw-a")
+		before := w.applies()
 		w.restart(nil)
-		w.always("fw-a", "203.0.113.7", 59*time.Minute, 10*time.Second, nil)
+		time.Sleep(20 * time.Minute)
+		if n := w.applies() - before; n != 0 {
+			t.Errorf("a restart with nothing to tell cost %d runs", n)
+		}
+		w.put("203.0.113.7", ttl(2*time.Hour))
+		w.restart(nil)
+		w.always("fw-a", "203.0.113.7", 119*time.Minute, 10*time.Second, nil)
+		if n := w.applies() - before; n != 1 {
+			t.Errorf("one end that moved cost %d runs", n)
+		}
+		w.put("203.0.113.7", ttl(3*time.Hour))
+		w.restart(func(o *Options) { o.StateDir = filepath.Join(w.dir, "another") })
+		w.always("fw-a", "203.0.113.7", 179*time.Minute, 10*time.Second, nil)
+	})
+}
+
+// A block that a wider one stood for when the firewall was told, and that lasts longer by now, has no line there yet.
+func TestEnds_whatWasCoveredIsKnownAfterARestart(t *testing.T) {
+	timed(t, func(w *world) {
+		w.put("198.51.100.0/24", ttl(30*time.Minute))
+		w.put("198.51.100.9", ttl(10*time.Minute))
+		w.idle("fw-a")
+		w.put("198.51.100.9", ttl(time.Hour))
+		w.restart(nil)
+		time.Sleep(29 * time.Minute)
+		w.always("fw-a", "198.51.100.9", 30*time.Minute, 10*time.Second, nil)
+	})
+}
+
+// A verify beside the ends of many finds no drift, with the list of what is loaded and without.
+func TestEnds_whatHasRunOutIsNoDrift(t *testing.T) {
+	for _, listed := range []bool{true, false} {
+		t.Run(fmt.Sprint("listed ", listed), func(t *testing.T) {
+			simulate(t, []string{"fw-a"}, func(o *Options) { o.VerifyEvery = 7 * time.Second }, func(w *world) {
+				w.flagged(func(m *bundle.Manifest) { m.Timeouts, m.Loaded = true, listed })
+				for i := range 60 {
+					w.put(fmt.Sprintf("198.51.100.%d", i), ttl(time.Duration(60+11*i)*time.Second))
+				}
+				w.idle("fw-a")
+				w.mails()
+				w.always("fw-a", "198.51.100.59", 10*time.Minute, time.Second, func() {
+					if st := w.state("fw-a"); st.Drift.Open() || st.Incident.Open() {
+						t.Fatalf("%+v, %+v", st.Drift, st.Incident)
+					}
+				})
+				if got := w.mails(); len(got) != 0 {
+					t.Errorf("told %+v", got)
+				}
+				// What goes before its time is drift all the same.
+				id := w.put("203.0.113.7", ttl(time.Hour))
+				w.becomes(id, "fw-a", parry.StateEnforced)
+				w.firewall("fw-a").set(func(f *firewall) { f.held, f.takes = nil, 5*time.Second })
+				w.becomes(id, "fw-a", parry.StateDrifted)
+				w.becomes(id, "fw-a", parry.StateEnforced)
+			})
+		})
+	}
+}
+
+// Ends are no part of what is compared, and somebody may still have changed them there.
+func TestEnds_changedByHandAreSetRight(t *testing.T) {
+	timed(t, func(w *world) {
+		w.flagged(func(m *bundle.Manifest) { m.Timeouts, m.Loaded = true, true })
+		id := w.put("203.0.113.7", ttl(2*time.Hour))
+		w.becomes(id, "fw-a", parry.StateEnforced)
+		fw := w.firewall("fw-a")
+		for _, end := range []time.Duration{20 * time.Minute, 5 * time.Hour} {
+			fw.set(func(f *firewall) { f.ends["203.0.113.7 - - - wan"] = time.Now().Add(end).Unix() })
+			w.within(16*time.Minute, "it is found", func() bool {
+				var got int64
+				fw.set(func(f *firewall) { got = f.ends["203.0.113.7 - - - wan"] })
+				left := time.Until(time.Unix(got, 0))
+				return left > time.Hour && left <= 2*time.Hour
+			})
+		}
+		before := w.applies()
+		time.Sleep(time.Hour)
+		if n := w.applies() - before; n != 0 {
+			t.Errorf("then nothing is to be done, and it cost %d runs", n)
+		}
 	})
 }
 

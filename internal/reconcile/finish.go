@@ -269,9 +269,7 @@ func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 	if t.bundle.Digest == m.applied.Digest {
 		m.trusted = t.bundle.Digest
 	}
-	if t.bundle.Manifest.Timeouts && m.ends.sent == nil { // what was told before the lane was taken is not known
-		m.ends.due = t.now()
-	}
+	t.recallEnds(ctx)
 	f.Applied = true // at the revision that stands: only the time of the proof moves
 	if t.st.DirtyRev <= t.st.AppliedRev || t.st.Emptied() {
 		t.recovered(ctx, f)

@@ -1,7 +1,6 @@
 package reconcile
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -12,13 +11,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/parry/parry/internal/parry"
 )
 
 // readLoaded takes what a verify handed over, if it is what its proof is about.
 func readLoaded(text []byte, proof *parry.Proof) ([]parry.LoadedEntry, error) {
-	entries, err := parry.ReadLoaded(text)
+	entries, err := parry.ReadLoaded(string(text))
 	if err != nil {
 		return nil, err
 	}
@@ -37,37 +38,31 @@ func readLoaded(text []byte, proof *parry.Proof) ([]parry.LoadedEntry, error) {
 	return entries, nil
 }
 
-// sentLine is a line of what is proved.
-type sentLine struct {
-	key    string
-	expire int64
-}
-
-// proved is what the firewall is proved to hold, from memory or from the directory of the run that proved it; nil when neither has just that.
-func (l *lane) proved(ctx context.Context, want *parry.Proof) []sentLine {
+// proved is what the firewall was proved to hold by a time, from memory or from the directory of the run that proved it; nil when neither has
+// just that.
+func (l *lane) proved(ctx context.Context, want *parry.Proof, at time.Time) []sentLine {
 	file, rejected := l.lastSent(ctx)
 	if file == nil {
 		return nil
 	}
-	out := make([]sentLine, 0, want.Count)
-	h := sha256.New()
-	for i := 0; len(file) > 0; i++ {
-		var ln []byte
-		ln, file, _ = bytes.Cut(file, []byte{'\n'})
+	lines, text := make([]sentLine, 0, want.Count), string(file)
+	for i := 0; len(text) > 0; i++ {
+		var ln string
+		ln, text, _ = strings.Cut(text, "\n")
 		if rejected[i] {
 			continue
 		}
 		key, rest := parry.SplitKey(ln)
-		s := sentLine{key: string(key)}
-		s.expire, _ = strconv.ParseInt(string(rest), 10, 64) // "-" is none
-		out = append(out, s)
-		h.Write(key)
-		h.Write([]byte{'\n'})
+		s := sentLine{key: key}
+		if rest != "-" {
+			s.expire, _ = strconv.ParseInt(rest, 10, 64)
+		}
+		lines = append(lines, s)
 	}
-	if hex.EncodeToString(h.Sum(nil)) != want.SHA256 {
-		return nil
+	if lines, ok := less(lines, want, at); ok {
+		return lines
 	}
-	return out
+	return nil
 }
 
 // lastSent is the desired file of the last apply that succeeded and which of its lines, from 0, the firewall refused: from memory, else
@@ -110,9 +105,7 @@ func keysOfFile(file []byte) []byte {
 		return nil
 	}
 	out := make([]byte, 0, len(file))
-	for len(file) > 0 {
-		var ln []byte
-		ln, file, _ = bytes.Cut(file, []byte{'\n'})
+	for ln := range strings.Lines(string(file)) {
 		key, _ := parry.SplitKey(ln)
 		out = append(append(out, key...), '\n')
 	}
@@ -130,7 +123,12 @@ func (t *try) compare(ctx context.Context, v *verdict, want parry.Proof) {
 	d.Exempt = want.ExemptSHA256 != "" && got.ExemptSHA256 != want.ExemptSHA256
 	same := got.SHA256 == want.SHA256 && got.Count == want.Count
 	defer func() { v.drift = &d }()
-	proved := t.proved(ctx, &want)
+	proved := t.proved(ctx, &want, t.now())
+	if _, ok := less(proved, got, t.now()); ok && proved != nil && !same && !d.Exempt { // some have merely run out
+		v.state, v.failure, v.message = parry.RunSucceeded, "", ""
+		v.want.SHA256, v.want.Count, d = got.SHA256, got.Count, parry.Drift{}
+		return
+	}
 	switch {
 	case same:
 		d.Listed = true
@@ -139,27 +137,31 @@ func (t *try) compare(ctx context.Context, v *verdict, want parry.Proof) {
 		d.All = true
 		return
 	}
-	now, has := t.now().Unix(), make(map[string]bool, len(t.loaded))
-	var keys []string
+	name := func(n *int, first *[]string, key string) {
+		if *n++; len(*first) < parry.DriftEntries {
+			*first = append(*first, strings.Clone(key))
+		}
+	}
+	var key []byte
+	k := 0 // both are sorted
+	missing := func() {
+		if !ended(proved[k].expire, t.now()) {
+			name(&d.MissingN, &d.Missing, proved[k].key)
+		}
+	}
 	for i := range t.loaded {
-		k := string(parry.Entry{Match: t.loaded[i].Match}.AppendKey(nil))
-		keys, has[k] = append(keys, k), true
-	}
-	should := make(map[string]bool, len(proved))
-	for _, p := range proved {
-		should[p.key] = true
-		if !has[p.key] && (p.expire == 0 || p.expire > now || !t.bundle.Manifest.Timeouts) {
-			if d.MissingN++; len(d.Missing) < parry.DriftEntries {
-				d.Missing = append(d.Missing, p.key)
-			}
+		key = parry.Entry{Match: t.loaded[i].Match}.AppendKey(key[:0])
+		for ; k < len(proved) && proved[k].key < string(key); k++ {
+			missing()
 		}
-	}
-	for _, k := range keys {
-		if !should[k] {
-			if d.ExtraN++; len(d.Extra) < parry.DriftEntries {
-				d.Extra = append(d.Extra, k)
-			}
+		if k < len(proved) && proved[k].key == string(key) {
+			k++
+			continue
 		}
+		name(&d.ExtraN, &d.Extra, string(key))
+	}
+	for ; k < len(proved); k++ {
+		missing()
 	}
 	d.Listed = true
 	if d.MissingN+d.ExtraN == 0 && !d.Exempt {
@@ -191,13 +193,14 @@ func (t *try) concerned(ctx context.Context, d *parry.Drift) {
 	in := newCoverage(entries, nil)
 	rr := &renderer{firewall: t.fw, manifest: &t.bundle.Manifest, nat: table}
 	blocks, _ := t.r.view.in(t.sc)
+	var to []parry.Match
 	for i := range blocks {
 		b := &blocks[i]
-		if _, no := t.mem.rejected[b.id]; no || b.rev > t.st.AppliedRev {
+		if _, no := t.mem.rejected[b.id]; no || b.rev > t.st.AppliedRev || t.bundle.Manifest.Timeouts && ended(b.expires, t.now()) {
 			continue
 		}
-		to, code := rr.resolve(nil, b.Match)
-		if code == "" && slices.ContainsFunc(to, func(m parry.Match) bool { return !in.covers(m) }) {
+		var code string
+		if to, code = rr.resolve(to[:0], b.Match); code == "" && slices.ContainsFunc(to, func(m parry.Match) bool { return !in.covers(m) }) {
 			d.Blocks = append(d.Blocks, b.id)
 		}
 	}

@@ -544,7 +544,11 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 		if s.Bundle.Manifest.Loaded {
 			text := ""
 			for i, k := range f.held {
-				text += fmt.Sprintf("%s - %d %d\n", k, i, 100*i)
+				end := "-"
+				if x := f.ends[k]; x != 0 {
+					end = strconv.FormatInt(x, 10)
+				}
+				text += fmt.Sprintf("%s %s %d %d\n", k, end, i, 100*i)
 			}
 			if f.garble != nil {
 				text = f.garble(text)
