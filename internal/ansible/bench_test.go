@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/parry/parry/internal/parry"
+	"github.com/parry/parry/internal/testenv"
 )
 
 // BenchmarkRun holds runs to a bare ansible-playbook with one raw task over the same warm ssh, in turns; each ratio is of medians:
@@ -39,6 +40,30 @@ func BenchmarkPfSense(b *testing.B) {
 			}
 			compare(b, s.Runner, s.host, map[string]func(int) *Outcome{"ratio": func(n int) *Outcome {
 				o, _ := s.run(b, parry.RunApply, nil, append(slices.Clone(entries), entry(fmt.Sprintf("203.0.113.%d", n%250), ""))...)
+				return o
+			}})
+		})
+	}
+}
+
+// BenchmarkNftables does so with the delivered bundle against a Linux host: one entry added, one lifted, with 0, 1,000 and 100,000 standing.
+func BenchmarkNftables(b *testing.B) {
+	for _, standing := range []int{0, 1000, 100_000} {
+		b.Run(fmt.Sprintf("standing=%d", standing), func(b *testing.B) {
+			s := siteFor(b, testenv.StartLinux(b, "fw-c").Lab)
+			end := time.Now().Add(24 * time.Hour).Unix()
+			var entries []parry.Entry
+			for i := range standing {
+				entries = append(entries, entry(fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255), ""))
+				entries[i].Expires = end
+			}
+			compare(b, s.Runner, s.host, map[string]func(int) *Outcome{"ratio": func(n int) *Outcome {
+				more := entry(fmt.Sprintf("198.51.100.%d", n%250), "")
+				more.Expires = end
+				o, want := s.run(b, parry.RunApply, nil, append(slices.Clone(entries), more)...)
+				if o.Proof == nil || o.Proof.SHA256 != want || o.Proof.Added == 0 {
+					b.Fatalf("%+v: %s", o.Proof, o.LogTail)
+				}
 				return o
 			}})
 		})

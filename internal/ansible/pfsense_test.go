@@ -15,7 +15,7 @@ import (
 	"github.com/parry/parry/internal/testenv"
 )
 
-// site is the whole way from an operators' inventory to a lab firewall, with the bundle that is delivered.
+// site is the whole way from an operators' inventory to a lab firewall, with the bundle that is delivered for its kind.
 type site struct {
 	*Runner
 	lab    *testenv.Lab
@@ -25,9 +25,13 @@ type site struct {
 
 func newSite(tb testing.TB) *site {
 	tb.Helper()
-	lab := testenv.StartLab(tb, testenv.LabOptions{Name: "fw-a"})
+	return siteFor(tb, testenv.StartLab(tb, testenv.LabOptions{Name: "fw-a"}))
+}
+
+func siteFor(tb testing.TB, lab *testenv.Lab) *site {
+	tb.Helper()
 	inv := filepath.Join(tb.TempDir(), "hosts.yml")
-	text := fmt.Sprintf("all:\n  hosts:\n    fw-a: {ansible_host: %s, ansible_port: %d, ansible_user: %s}\n", lab.Addr, lab.Port, lab.User)
+	text := fmt.Sprintf("all:\n  hosts:\n    %s: {ansible_host: %s, ansible_port: %d, ansible_user: %s}\n", lab.Name, lab.Addr, lab.Port, lab.User)
 	if err := os.WriteFile(inv, []byte(text), 0o600); err != nil {
 		tb.Fatal(err)
 	}
@@ -37,18 +41,18 @@ func newSite(tb testing.TB) *site {
 	}
 	tb.Cleanup(func() { _ = r.Close() })
 	hosts, err := r.LoadInventory(context.Background())
-	if err != nil || hosts["fw-a"].Err != nil {
+	if err != nil || hosts[lab.Name].Err != nil {
 		tb.Fatal(err, hosts)
 	}
 	lib, err := bundle.New(bundle.Options{Root: testenv.Playbooks(tb), StateDir: r.stateDir, Check: r.Syntax})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	b, err := lib.Refresh(context.Background(), "pfsense")
+	b, err := lib.Refresh(context.Background(), lab.Bundle)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &site{Runner: r, lab: lab, host: hosts["fw-a"], bundle: b}
+	return &site{Runner: r, lab: lab, host: hosts[lab.Name], bundle: b}
 }
 
 func (s *site) run(tb testing.TB, kind parry.RunKind, change func(*Spec), entries ...parry.Entry) (*Outcome, string) {

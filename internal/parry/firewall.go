@@ -15,7 +15,7 @@ type Firewall struct {
 	Bundle     string // directory name below the bundle root: "pfsense"
 	Pin        string // digest of the bundle to stay on; empty is the current one
 	Settings   map[string]any
-	Interface  string            // what an empty Match.Interface means: "wan"
+	Interface  string            // what an empty Match.Interface means: "wan"; "any" is every interface
 	Interfaces map[string]string // names that people use → the firewall's own: "dmz" → "opt1"
 	MaxRules   int
 	NAT        NAT    `json:",omitzero"`

@@ -23,6 +23,9 @@ const (
 	rejectForwards      = "too_many_forwards" // its destination is forwarded to more inside addresses than may stand for a block
 )
 
+// anyInterface, as a firewall's interface or as what one of its names stands for, is every interface; a bundle may reject it.
+const anyInterface = "any"
+
 // line is one line of the desired file.
 type line struct {
 	key    string // the hashed part, without line end
@@ -88,8 +91,12 @@ func (r *renderer) resolveOne(m parry.Match) (parry.Match, string) {
 	if own, ok := r.firewall.Interfaces[name]; ok {
 		name = own
 	}
-	if name == "" {
+	switch name {
+	case "":
 		return m, rejectInterface
+	case anyInterface:
+		m.Interface = ""
+		return m, ""
 	}
 	m.Interface = strings.ToLower(name)
 	return m, ""

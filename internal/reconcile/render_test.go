@@ -70,6 +70,20 @@ func TestRender_resolvesDedupesCoversAndSorts(t *testing.T) {
 	}
 }
 
+func TestRender_anyIsEveryInterface(t *testing.T) {
+	t.Parallel()
+	r := testRenderer()
+	r.firewall.Interface, r.firewall.Interfaces = "any", map[string]string{"outside": "eth0", "all": "any"}
+	got := keysOf(r.render(1, []standing{
+		block(1, parry.Match{Source: pfx("203.0.113.7")}),
+		block(2, parry.Match{Source: pfx("203.0.113.7"), Interface: "all"}), // the same
+		block(3, parry.Match{Source: pfx("203.0.113.8"), Interface: "outside"}),
+	}))
+	if want := []string{"203.0.113.7 - - - -", "203.0.113.8 - - - eth0"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestRender_whereTheFirewallEndsEntriesAWiderOneMustLastAsLong(t *testing.T) {
 	t.Parallel()
 	r := testRenderer()

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,30 +61,43 @@ func (l *Linux) Console(cmd string) string {
 func (l *Linux) Echo(port int) {
 	l.tb.Helper()
 	addr := net.JoinHostPort("::", strconv.Itoa(port))
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var open []io.Closer // connections too: each has a goroutine
+	l.tb.Cleanup(func() {
+		mu.Lock()
+		for _, c := range open {
+			_ = c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
 	err := l.Server.do(func() error {
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
 			return err
 		}
-		l.tb.Cleanup(func() { _ = ln.Close() })
-		go func() {
+		udp, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			return errors.Join(err, ln.Close())
+		}
+		open = append(open, ln, udp)
+		wg.Go(func() {
 			for {
 				c, err := ln.Accept()
 				if err != nil {
 					return
 				}
-				go func() {
+				mu.Lock()
+				open = append(open, c)
+				mu.Unlock()
+				wg.Go(func() {
 					_, _ = io.Copy(c, c)
 					_ = c.Close()
-				}()
+				})
 			}
-		}()
-		udp, err := net.ListenPacket("udp", addr)
-		if err != nil {
-			return err
-		}
-		l.tb.Cleanup(func() { _ = udp.Close() })
-		go func() {
+		})
+		wg.Go(func() {
 			b := make([]byte, 1500)
 			for {
 				n, from, err := udp.ReadFrom(b)
@@ -92,7 +106,7 @@ func (l *Linux) Echo(port int) {
 				}
 				_, _ = udp.WriteTo(b[:n], from)
 			}
-		}()
+		})
 		return nil
 	})
 	if err != nil {

@@ -158,7 +158,7 @@ class Tables(Netlink):
         self.socket.sendto(data, (0, 0))
         while True:  # errors come before the acknowledgement, which is the last message's
             for answers, code in self.errors():
-                if code in (errno.ERESTART, errno.ENOENT, errno.EEXIST, errno.EINTR):
+                if code in (errno.ERESTART, errno.ENOENT, errno.EEXIST, errno.EINTR):  # among others, an element that has ended meanwhile
                     raise Changed
                 if code:
                     raise OSError(code, errno.errorcode.get(code, str(code)))

@@ -18,6 +18,7 @@ SLACK = 2  # seconds by which the kernel's idea of an end may differ from what i
 # key; name of the interface or "".
 Shape = namedtuple("Shape", "family source destination protocol port interface")
 EXEMPT = "exempt_"
+PARTS = 16  # sets of one shape, when it has many entries
 
 
 def shape_name(shape, part=""):
@@ -33,6 +34,9 @@ def named_shape(name):
     if not found:
         return None
     family, source, destination, protocol, port, part, parts, interface = found.groups()
+    width = 32 if family == "4" else 128
+    if not 0 < int(source) <= width or int(destination or 0) > width or parts and (int(parts) != PARTS or int(part) >= PARTS):
+        return None
     shape = Shape(int(family), int(source), int(destination) if destination else None, {None: "", "proto": "one", "tcpudp": "tcp/udp"}[protocol],
                   bool(port), interface or "")
     return shape, int(part or 0), int(parts or 1)
@@ -90,7 +94,7 @@ class Desired:
 
     def __init__(self, data, protected, known_interfaces, now, check=True):
         self.protected, self.interfaces, self.now, self.check = protected if check else frozenset(), known_interfaces, now, check
-        self.shapes, self.rejected, self.groups = {}, [], {}
+        self.shapes, self.rejected, self.groups, self.cut = {}, [], {}, {}
         self.clean = not data.translate(None, BYTES)
         self.lines = data.decode("ascii", "replace").split("\n")
         if self.lines[-1] == "":
@@ -121,18 +125,12 @@ class Desired:
                 if known is None:
                     continue
             keys, suffix = known
-            if end == "-":
-                stop = NEVER
-            else:
-                try:
-                    stop = int(end)
-                except ValueError:
-                    stop = -1
-                if stop < soonest:
-                    if stop <= self.now:
-                        self.reject(i, "expired" if end.isdecimal() else "malformed")
-                        continue
-                    stop = soonest
+            stop = NEVER if end == "-" else int(end) if end.isdecimal() else -1
+            if stop < soonest:
+                if stop <= self.now:
+                    self.reject(i, "malformed" if stop < 0 else "expired")
+                    continue
+                stop = soonest
             key = address + suffix
             if key in keys and ends[keys[key]] >= stop:  # a file written by hand: the one that ends later stands for both
                 continue
@@ -148,14 +146,16 @@ class Desired:
         if whole is None:
             return self.reject(i, "malformed")
         address, bits = whole
-        if any(len(one) == len(address) and cut(one, bits) == address for one in self.protected):
-            return self.reject(i, "source_protected")
         family = 4 if len(address) == 4 else 6
         if (rest, family) not in self.groups:
             self.groups[rest, family] = self.group(rest, family, self.check)
         group = self.groups[rest, family]
         if isinstance(group, str):
             return self.reject(i, group)
+        if (len(address), bits) not in self.cut:
+            self.cut[len(address), bits] = {cut(one, bits) for one in self.protected if len(one) == len(address)}
+        if address in self.cut[len(address), bits]:
+            return self.reject(i, "source_protected")
         shape, suffix = group
         known = self.shapes.setdefault(shape._replace(source=bits), {}), suffix
         if bits == len(address) * 8:

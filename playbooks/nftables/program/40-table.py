@@ -13,7 +13,7 @@ TYPE_BITS = 6
 VERDICT = 0xFFFFFF00
 MAP, TIMEOUT = 0x8, 0x10
 BASES = {"prerouting": (0, -310), "input": (1, -10), "forward": (2, -10)}
-SPLIT, WHOLE, PARTS = 4096, 1024, 16  # entries of one shape beyond which it is split up, below which it is whole again, and into how many sets
+SPLIT, WHOLE = 4096, 1024  # entries of one shape beyond which it is split into PARTS sets, below which it is whole again
 
 
 def parts_for(count, now):
@@ -34,6 +34,10 @@ def strangers(shape, part, parts, keys):
         if parts <= 256 and all(byte % parts == part for byte in {key[last] for key in keys}):
             return set()
     return {key for key in keys if part_of(shape, key, parts) != part}
+
+
+def exempt_name(family, bits):
+    return f"{EXEMPT}ip{family}_{bits}"
 
 
 def is_flow(shape):
@@ -92,7 +96,7 @@ class Layout:
         self.rules = {name: [] for name in (*BASES, "exempt", "sources", "flows")}  # chain → [expressions]
         self.uses = {}  # shape or exemption → the (chain, rule) pairs that it takes
         for family, bits in sorted(exempt):
-            name = f"{EXEMPT}ip{family}_{bits}"
+            name = exempt_name(family, bits)
             self.sets[name] = (0, IPV4 if family == 4 else IPV6, 4 if family == 4 else 16, 0)
             self.rule((family, bits), "exempt", matches(Shape(family, bits, None, "", False, ""))[0] + lookup(name) + immediate(ACCEPT))
         for shape in sorted(shapes, key=shape_name):
@@ -155,7 +159,7 @@ class Like:
     """Reads lists whose elements all look like the first one, with a timeout and a counter, in one go."""
 
     def __init__(self, one):
-        self.size, self.format, self.fixed = len(one), "", []
+        self.first, self.size, self.format, self.fixed = one, len(one), "", []
         try:
             self.walk(one, 0, len(one), (0,))
             self.struct = struct.Struct(">" + self.format)
@@ -202,7 +206,6 @@ def read_elements(tables, name):
         columns = None
         if like is None:
             like = Like(data[:(ATTRIBUTE.unpack_from(data)[0] + 3) & ~3])
-            like.first = data[:like.size]
         if like.ok:
             columns = like.columns(data)
         if columns:
@@ -261,7 +264,7 @@ class Loaded:
                                    for part in tables.elements(name) for key, _, _, _, data in plain_elements(part)}
             elif name.startswith(EXEMPT):
                 kind = named_shape(name[len(EXEMPT):])
-                if kind:
+                if kind and name == exempt_name(kind[0].family, kind[0].source) and self.sets[name] == (0, *key_type(kind[0]), 0):
                     self.exempt[kind[0].family, kind[0].source] = {
                         key for part in tables.elements(name) for key, *_ in plain_elements(part)}
             elif shape and self.sets[name] == (TIMEOUT, *key_type(shape[0]), 0):
@@ -457,7 +460,7 @@ class Change:
                 self.fill(tables, shape, self.desired.shapes[shape])
                 written |= {part_name(shape, part, parts) for part in range(parts)}
         for kind in self.exempt_changed:
-            name = f"{EXEMPT}ip{kind[0]}_{kind[1]}"
+            name = exempt_name(*kind)
             extra = loaded.exempt.get(kind, set()) - self.exempt.get(kind, set())
             if name in layout.sets and extra:
                 for message in elements_message(name, [element(key) for key in extra]):
@@ -519,7 +522,7 @@ class Change:
         return names
 
     def fill_exempt(self, tables, kind):
-        name = f"{EXEMPT}ip{kind[0]}_{kind[1]}"
+        name = exempt_name(*kind)
         missing = self.exempt.get(kind, set()) - (set() if self.anew else self.loaded.exempt.get(kind, set()))
         if missing:
             for message in elements_message(name, [element(key) for key in sorted(missing)]):

@@ -55,8 +55,11 @@ def comes_from(address, routes):
     return routes[address]
 
 
-def kill_flows(added):
+def kill_flows(added, exempt):
     """Ends the flows that the entries block, and no others; how many. None found is as good."""
+    def passes(address):
+        family = 4 if len(address) == 4 else 6
+        return any(kind == family and cut(address, bits) in keys for (kind, bits), keys in exempt.items())
     wanted, routes, killed = {}, {}, 0
     for shape, key in added:
         wanted.setdefault(shape, set()).add(key)
@@ -74,7 +77,7 @@ def kill_flows(added):
             if not any(cut(a, bits) in found for (size, bits), found in sources.items() for a in ends if len(a) == size):
                 continue
             both = tuple_of(fields[1]), tuple_of(fields[2])
-            if any(key_for(shape, view) in keys and (not shape.interface or comes_from(view[0], routes) == shape.interface)
+            if any(key_for(shape, view) in keys and not passes(view[0]) and (not shape.interface or comes_from(view[0], routes) == shape.interface)
                    for view in views(*both) for shape, keys in wanted.items()):
                 victims.append((payload_[0], b"".join(attribute(kind | (NESTED if kind == 1 else 0), fields[kind]) for kind in (1, 12, 18) if kind in fields)))
         for family, which in victims:

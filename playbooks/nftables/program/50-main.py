@@ -153,7 +153,7 @@ def apply(run, tables, data, exempt, program):
             except OSError as error:
                 raise Failure("pf_refused", f"the kernel did not take the change ({error}); nothing was changed") from error
             loaded = settled(tables, change, loaded, written_to)
-        killed = kill_flows(change.added) if run["kill"] and change.added else 0
+        killed = kill_flows(change.added, change.exempt) if run["kill"] and change.added else 0
         kept = write_boot(program, desired.accepted(), b"".join(f"{line}\n".encode() for line in exempt_lines(change.exempt)))
         changed = bool(change) or kept
         if changed:
