@@ -256,7 +256,7 @@ func panicPage(p *page, d *parry.Delivery) *page {
 func bundlePage(d *parry.Delivery) *page {
 	r := &d.Report
 	p := &page{
-		Title: notify.Title(d), Footer: "Sent by parry. One mail when a version is refused, one when it is over.", Hint: clean(r.Hint, false),
+		Title: line(notify.Title(d)), Footer: "Sent by parry. One mail when a version is refused, one when it is over.", Hint: clean(r.Hint, false),
 		Recovered: d.Kind == parry.NotifyBundleRecovered, Command: clean(r.Command, false),
 	}
 	fw := line(r.Firewall)

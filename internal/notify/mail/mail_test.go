@@ -274,15 +274,16 @@ func TestNotify_hostileTextsAreInert(t *testing.T) {
 	r.Waiting, r.Rejects, r.RejectsN = []string{evil}, []string{evil}, 1
 	r.Bundle = parry.BundleRef{Name: evil, Version: evil, Digest: evil, Commit: evil}
 	r.RunID, r.Failure, d.Firewall = evil, evil, evil
-	for _, kind := range []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered, parry.NotifyRejected, parry.NotifySuspended} {
+	for _, kind := range []parry.NotificationKind{parry.NotifyFailed, parry.NotifyRecovered, parry.NotifyRejected, parry.NotifySuspended, parry.NotifyBundleRefused,
+		parry.NotifyBundleRecovered} {
 		d.Kind = kind
 		if _, err := mailer(t, srv, nil).Notify(t.Context(), d); err != nil {
 			t.Fatalf("%s: %v", kind, err)
 		}
 	}
 	letters := srv.Letters()
-	if len(letters) != 4 {
-		t.Fatalf("%d mails, want 4", len(letters))
+	if len(letters) != 6 {
+		t.Fatalf("%d mails, want 6", len(letters))
 	}
 	for _, l := range letters {
 		msg, subject, plain, htm := read(t, l.Data)
