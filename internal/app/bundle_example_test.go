@@ -8,7 +8,7 @@ import (
 	"github.com/parry/parry/internal/testenv"
 )
 
-// A bundle that was written from docs/PLAYBOOKS.md alone does all that parry asks of one, and nothing is asked of it that it does not claim.
+// The bundle that docs/PLAYBOOKS.md walks through does all that parry asks of one, and nothing is asked of it that it does not claim.
 func TestBundleFromTheGuide_isAsGoodAsOurs(t *testing.T) {
 	t.Parallel()
 	lab := testenv.StartLinux(t, "fw-x")
