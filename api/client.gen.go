@@ -151,14 +151,15 @@ func (e BlockRequestProtocol) Valid() bool {
 
 // Defines values for BlockState.
 const (
-	BlockStateDegraded BlockState = "degraded"
-	BlockStateDrifted  BlockState = "drifted"
-	BlockStateEnforced BlockState = "enforced"
-	BlockStateHeld     BlockState = "held"
-	BlockStateLifted   BlockState = "lifted"
-	BlockStateLifting  BlockState = "lifting"
-	BlockStatePending  BlockState = "pending"
-	BlockStateRejected BlockState = "rejected"
+	BlockStateDegraded  BlockState = "degraded"
+	BlockStateDrifted   BlockState = "drifted"
+	BlockStateEnforced  BlockState = "enforced"
+	BlockStateHeld      BlockState = "held"
+	BlockStateLifted    BlockState = "lifted"
+	BlockStateLifting   BlockState = "lifting"
+	BlockStatePending   BlockState = "pending"
+	BlockStateRejected  BlockState = "rejected"
+	BlockStateSimulated BlockState = "simulated"
 )
 
 // Valid indicates whether the value is a known member of the BlockState enum.
@@ -179,6 +180,8 @@ func (e BlockState) Valid() bool {
 	case BlockStatePending:
 		return true
 	case BlockStateRejected:
+		return true
+	case BlockStateSimulated:
 		return true
 	default:
 		return false
@@ -292,13 +295,14 @@ func (e FeedScope) Valid() bool {
 
 // Defines values for FirewallCondition.
 const (
-	FirewallConditionFailing  FirewallCondition = "failing"
-	FirewallConditionHeld     FirewallCondition = "held"
-	FirewallConditionPanic    FirewallCondition = "panic"
-	FirewallConditionPending  FirewallCondition = "pending"
-	FirewallConditionProved   FirewallCondition = "proved"
-	FirewallConditionRetiring FirewallCondition = "retiring"
-	FirewallConditionUnlisted FirewallCondition = "unlisted"
+	FirewallConditionFailing   FirewallCondition = "failing"
+	FirewallConditionHeld      FirewallCondition = "held"
+	FirewallConditionPanic     FirewallCondition = "panic"
+	FirewallConditionPending   FirewallCondition = "pending"
+	FirewallConditionProved    FirewallCondition = "proved"
+	FirewallConditionRetiring  FirewallCondition = "retiring"
+	FirewallConditionSimulated FirewallCondition = "simulated"
+	FirewallConditionUnlisted  FirewallCondition = "unlisted"
 )
 
 // Valid indicates whether the value is a known member of the FirewallCondition enum.
@@ -315,6 +319,8 @@ func (e FirewallCondition) Valid() bool {
 	case FirewallConditionProved:
 		return true
 	case FirewallConditionRetiring:
+		return true
+	case FirewallConditionSimulated:
 		return true
 	case FirewallConditionUnlisted:
 		return true
@@ -799,7 +805,10 @@ type Block struct {
 
 	// Reason Of the newest request
 	Reason string `json:"reason,omitempty,omitzero"`
-	Source string `json:"source"`
+
+	// Simulated Only simulated rules have asked for it; nothing of it is applied
+	Simulated bool   `json:"simulated,omitempty,omitzero"`
+	Source    string `json:"source"`
 
 	// State The worst of its states on the firewalls in scope: degraded, rejected, held, pending, enforced; lifting or lifted once it has ended
 	State BlockState `json:"state"`
@@ -1420,14 +1429,22 @@ type Firewall struct {
 	Rejects  []Reject `json:"rejects,omitempty,omitzero"`
 	Retiring bool     `json:"retiring,omitempty,omitzero"`
 
+	// Simulate Nothing is applied to it
+	Simulate bool `json:"simulate,omitempty,omitzero"`
+
+	// Simulation What the last run in check mode showed, of a firewall that is simulated or of blocks that are
+	Simulation Simulation `json:"simulation,omitempty,omitzero"`
+
 	// State proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
-	// flush.yml run by hand; panic: an operator's word to be empty; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
+	// flush.yml run by hand; panic: an operator's word to be empty; simulated: by the configuration nothing is
+	// applied, and what would change is shown; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
 	State FirewallCondition `json:"state"`
 	Used  Bundle            `json:"used,omitempty,omitzero"`
 }
 
 // FirewallCondition proved: all that is desired is loaded and proved; pending: a run is due or on; failing: an incident is open; held: an operator's word, or
-// flush.yml run by hand; panic: an operator's word to be empty; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
+// flush.yml run by hand; panic: an operator's word to be empty; simulated: by the configuration nothing is
+// applied, and what would change is shown; retiring: being emptied; unlisted: gone from the configuration while it may still hold entries
 type FirewallCondition string
 
 // FirewallFacts What the firewall says of itself, as its last verify answered; only for one firewall asked by name, and left out where its bundle tells nothing.
@@ -1914,6 +1931,27 @@ type RunPage struct {
 
 // RunState defines model for RunState.
 type RunState string
+
+// Simulation What the last run in check mode showed, of a firewall that is simulated or of blocks that are
+type Simulation struct {
+	// Added By the firewall's own word
+	Added int       `json:"added"`
+	At    time.Time `json:"at"`
+
+	// Entries That the firewall would hold
+	Entries int `json:"entries"`
+
+	// First The first lines of what would change, `+ ENTRY` and `- ENTRY`, as far as parry knows what is loaded
+	First []string `json:"first"`
+
+	// Lines How many such lines there are
+	Lines    int `json:"lines"`
+	Rejected int `json:"rejected"`
+	Removed  int `json:"removed"`
+
+	// RunID Its log holds the playbook's own diff
+	RunID string `json:"run_id"`
+}
 
 // Target defines model for Target.
 type Target struct {

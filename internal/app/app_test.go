@@ -157,10 +157,16 @@ func (s *site) start() *running {
 	}
 	r := &running{site: s, log: &logBuffer{}, done: make(chan error, 1)}
 	level := new(slog.LevelVar)
-	r.App, err = app.New(s.tb.Context(), app.Options{
-		Config: cfg, Load: func() (*config.Config, error) { return config.Load(s.config, nil) },
-		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: level})), Level: level,
-	})
+	// What another test is just starting has this process's descriptors for a moment, the lock of the parry before among them.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		r.App, err = app.New(s.tb.Context(), app.Options{
+			Config: cfg, Load: func() (*config.Config, error) { return config.Load(s.config, nil) },
+			Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: level})), Level: level,
+		})
+		if !errors.Is(err, app.ErrRunning) || time.Now().After(deadline) {
+			break
+		}
+	}
 	if err != nil {
 		s.tb.Fatal(err)
 	}

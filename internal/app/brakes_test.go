@@ -13,11 +13,42 @@ import (
 	"github.com/parry/parry/internal/testenv"
 )
 
+// wall is a firewall of any kind.
+type wall struct {
+	*testenv.Lab
+	bundle string
+	blocks func(source string) bool // whether it drops what comes from an address
+	empty  func() bool              // whether nothing of parry's is in force
+}
+
+// both is a site with a firewall of each kind, fw-a with pfSense and fw-l with nftables, and a mail server.
+type both struct {
+	*site
+	walls []wall
+	mail  *testenv.Mail
+}
+
+func newBoth(t *testing.T, more string) *both {
+	t.Helper()
+	pf, linux, mail := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"}), testenv.StartLinux(t, "fw-l"), testenv.StartMail(t, testenv.MailOptions{})
+	s := &both{
+		site: newSite(t, "listen: \"\"\nmail: {server: \""+mail.Addr+"\", security: plain, from: parry@example.net, to: [noc@example.net]}\n"+more, pf, linux.Lab),
+		mail: mail,
+		walls: []wall{
+			{pf, "pfsense", func(source string) bool { return slices.Contains(sources(pf), source) }, func() bool { return len(sources(pf)) == 0 }},
+			{linux.Lab, "nftables", func(source string) bool { return linux.Ping(source, "198.18.0.80") != nil }, func() bool {
+				return linux.Ping("203.0.113.7", "198.18.0.80") == nil && linux.Ping("203.0.113.8", "198.18.0.80") == nil
+			}},
+		},
+	}
+	return s
+}
+
 // byHand runs a playbook of the firewall's bundle as an operator would with parry gone: plain ansible-playbook with the site's inventory.
-func (s *site) byHand(bundle, book string, l *testenv.Lab) {
+func (s *site) byHand(w wall, book string) {
 	s.tb.Helper()
-	c := exec.CommandContext(s.tb.Context(), "ansible-playbook", "-i", filepath.Join(s.dir, "inventory.json"), "--limit", l.Name,
-		"--ssh-common-args", "-o UserKnownHostsFile="+filepath.Join(s.dir, "known_hosts"), filepath.Join(repo(), "playbooks", bundle, book))
+	c := exec.CommandContext(s.tb.Context(), "ansible-playbook", "-i", filepath.Join(s.dir, "inventory.json"), "--limit", w.Name,
+		"--ssh-common-args", "-o UserKnownHostsFile="+filepath.Join(s.dir, "known_hosts"), filepath.Join(repo(), "playbooks", w.bundle, book))
 	c.Dir = s.dir
 	if out, err := c.CombinedOutput(); err != nil {
 		s.tb.Fatalf("%s by hand: %v\n%s", book, err, out)
@@ -33,12 +64,23 @@ func firewall(tb testing.TB, c *api.ClientWithResponses, name string) *api.Firew
 	return r.JSON200
 }
 
-// stateOf is a block's state now.
+// stateOf is a block's state now, the worst of all.
 func stateOf(tb testing.TB, c *api.ClientWithResponses, id string) string {
+	tb.Helper()
+	return stateOn(tb, c, id, "")
+}
+
+// stateOn is a block's state on one firewall now.
+func stateOn(tb testing.TB, c *api.ClientWithResponses, id, name string) string {
 	tb.Helper()
 	r, err := c.GetBlockWithResponse(tb.Context(), id)
 	if err != nil || r.JSON200 == nil {
 		tb.Fatalf("block %s: %v %s", id, err, r.Body)
+	}
+	for _, on := range r.JSON200.Status {
+		if on.Name == name {
+			return string(on.State)
+		}
 	}
 	return string(r.JSON200.State)
 }
@@ -52,110 +94,127 @@ func readyz(tb testing.TB, c *api.ClientWithResponses) string {
 	return string(r.Body)
 }
 
+const attacker, neighbour = "203.0.113.7", "203.0.113.8"
+
+// holding tells whether every firewall drops, or none drops, what comes from an address.
+func (s *both) holding(source string, want bool) func() bool {
+	return func() bool {
+		return !slices.ContainsFunc(s.walls, func(w wall) bool { return w.blocks(source) != want })
+	}
+}
+
 // Held over a restart, and released by itself.
 func TestBrakes_hold(t *testing.T) {
 	t.Parallel()
-	lab := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"})
-	s := newSite(t, "listen: \"\"\n", lab)
+	s := newBoth(t, "")
 	r := s.start()
 	c := s.client()
-	block(t, c, api.BlockRequest{Source: "203.0.113.1"}, "60s")
-	h, err := c.HoldFirewallWithResponse(t.Context(), "fw-a", api.HoldRequest{Reason: "maintenance", For: "15s"})
-	if err != nil || h.JSON200 == nil || h.JSON200.State != "held" || h.JSON200.Hold.Until.IsZero() {
+	block(t, c, api.BlockRequest{Source: attacker}, "90s")
+	h, err := c.HoldAllWithResponse(t.Context(), api.HoldRequest{Reason: "maintenance", For: "20s"})
+	if err != nil || h.JSON200 == nil || h.JSON200.Items[0].State != "held" || h.JSON200.Items[1].Hold.Until.IsZero() {
 		t.Fatalf("hold: %v %s", err, h.Body)
 	}
-	held := block(t, c, api.BlockRequest{Source: "203.0.113.2"}, "60s")
+	held := block(t, c, api.BlockRequest{Source: neighbour}, "60s")
 	if held.State != "held" || !strings.Contains(held.Status[0].Reason, "until") {
 		t.Errorf("a block on a held firewall: %+v", held)
 	}
 	r.end()
 	s.start()
-	if got := firewall(t, c, "fw-a"); got.Hold != h.JSON200.Hold {
-		t.Errorf("after the restart the hold is %+v, was %+v", got.Hold, h.JSON200.Hold)
-	}
-	if got := sources(lab); slices.Contains(got, "203.0.113.2") {
-		t.Errorf("pf holds %v while held", got)
+	for i, w := range s.walls {
+		if got, want := firewall(t, c, w.Name).Hold, h.JSON200.Items[i].Hold; got != want {
+			t.Errorf("after the restart the hold of %s is %+v, was %+v", w.Name, got, want)
+		}
+		if !w.blocks(attacker) || w.blocks(neighbour) {
+			t.Errorf("held, %s drops %s: %v, and %s: %v", w.Name, attacker, w.blocks(attacker), neighbour, w.blocks(neighbour))
+		}
 	}
 	eventually(t, "it goes on by itself", func() bool { return stateOf(t, c, held.ID) == "enforced" })
-	if time.Now().Before(h.JSON200.Hold.Until) {
+	if time.Now().Before(h.JSON200.Items[0].Hold.Until) {
 		t.Error("released before its time")
 	}
-	if got := sources(lab); !slices.Contains(got, "203.0.113.2") {
-		t.Errorf("pf holds %v after the hold", got)
+	if !s.holding(neighbour, true)() {
+		t.Error("enforced, and not everywhere in force")
 	}
 }
 
 // flush.yml, with parry stopped and its database out of reach, is a hold when parry is back.
 func TestBrakes_flushByHand(t *testing.T) {
 	t.Parallel()
-	lab := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"})
-	s := newSite(t, "listen: \"\"\n", lab)
+	s := newBoth(t, "")
 	r := s.start()
 	c := s.client()
-	b := block(t, c, api.BlockRequest{Source: "203.0.113.1"}, "60s")
+	b := block(t, c, api.BlockRequest{Source: attacker}, "90s")
 	r.end()
-	s.byHand("pfsense", "flush.yml", lab)
-	if got := sources(lab); len(got) != 0 {
-		t.Fatalf("pf holds %v after flush.yml", got)
+	for _, w := range s.walls {
+		if s.byHand(w, "flush.yml"); !w.empty() {
+			t.Fatalf("%s still drops after flush.yml", w.Name)
+		}
 	}
 	for range 2 { // at the next start, and at the one after that
 		r = s.start()
-		eventually(t, "it shows as held", func() bool { return firewall(t, c, "fw-a").Hold.Kind == "flush" && stateOf(t, c, b.ID) == "held" })
-		fw := firewall(t, c, "fw-a")
-		if fw.State != "held" || fw.Hold.By != "by hand (flush.yml)" || time.Since(fw.Hold.Since) > 5*time.Minute {
-			t.Errorf("the firewall: %+v", fw)
+		for _, w := range s.walls {
+			eventually(t, w.Name+" shows as held", func() bool {
+				return firewall(t, c, w.Name).Hold.Kind == "flush" && stateOn(t, c, b.ID, w.Name) == "held"
+			})
+			fw := firewall(t, c, w.Name)
+			if fw.State != "held" || fw.Hold.By != "by hand (flush.yml)" || time.Since(fw.Hold.Since) > 5*time.Minute {
+				t.Errorf("the firewall: %+v", fw)
+			}
+			if got := readyz(t, c); !strings.Contains(got, "emptied by hand") || !strings.Contains(got, "parry firewalls adopt "+w.Name) {
+				t.Errorf("readyz: %s", got)
+			}
 		}
-		if got := readyz(t, c); !strings.Contains(got, "emptied by hand") || !strings.Contains(got, "parry firewalls adopt fw-a") {
-			t.Errorf("readyz: %s", got)
-		}
-		if got := block(t, c, api.BlockRequest{Source: "203.0.113.2"}, "60s"); got.State != "held" || len(sources(lab)) != 0 {
-			t.Errorf("a new block is %s, and pf holds %v", got.State, sources(lab))
+		if got := block(t, c, api.BlockRequest{Source: neighbour}, "60s"); got.State != "held" || !s.holding(neighbour, false)() {
+			t.Errorf("a new block is %s; in force nowhere: %v", got.State, s.holding(neighbour, false)())
 		}
 		r.end()
 	}
 	s.start()
-	if _, err := c.AdoptFirewallWithResponse(t.Context(), "fw-a"); err != nil {
-		t.Fatal(err)
+	for _, w := range s.walls {
+		if _, err := c.AdoptFirewallWithResponse(t.Context(), w.Name); err != nil {
+			t.Fatal(err)
+		}
 	}
-	eventually(t, "all is in force again", func() bool { return len(sources(lab)) == 2 && stateOf(t, c, b.ID) == "enforced" })
+	eventually(t, "all is in force again", func() bool { return stateOf(t, c, b.ID) == "enforced" })
+	if !s.holding(attacker, true)() || !s.holding(neighbour, true)() {
+		t.Error("enforced, and not everywhere in force")
+	}
 }
 
 // One of two firewalls is down: the other is emptied at once, and that one as soon as it answers. All is proved, held over a restart, told by one
 // mail, and comes back when the panic is over.
 func TestBrakes_panic(t *testing.T) {
 	t.Parallel()
-	p := newPair(t)
-	r := p.start()
-	c := p.client()
-	b := block(t, c, api.BlockRequest{Source: "203.0.113.1"}, "60s")
-	p.a.Stop()
+	s := newBoth(t, "")
+	down, up := s.walls[0], s.walls[1]
+	r := s.start()
+	c := s.client()
+	b := block(t, c, api.BlockRequest{Source: attacker}, "90s")
+	down.Stop()
 	called, err := c.PanicWithResponse(t.Context(), api.PanicRequest{Reason: "our own customers"})
 	if err != nil || called.JSON202 == nil || len(called.JSON202.Firewalls) != 2 {
 		t.Fatalf("panic: %v %s", err, called.Body)
 	}
-	eventually(t, "fw-b is empty", func() bool { return firewall(t, c, "fw-b").Hold.Empty })
-	if got := sources(p.b); len(got) != 0 {
-		t.Errorf("fw-b's pf holds %v", got)
+	eventually(t, up.Name+" is empty", func() bool { return firewall(t, c, up.Name).Hold.Empty })
+	if !up.empty() {
+		t.Errorf("%s claims to be empty", up.Name)
 	}
-	eventually(t, "fw-a is told", func() bool { return strings.Contains(readyz(t, c), "NOT empty yet, it is failing: unreachable") })
-	if got := firewall(t, c, "fw-a"); got.State != "panic" || got.Hold.Empty {
-		t.Errorf("fw-a: %+v", got)
+	eventually(t, down.Name+" is told", func() bool { return strings.Contains(readyz(t, c), "NOT empty yet, it is failing: unreachable") })
+	if got := firewall(t, c, down.Name); got.State != "panic" || got.Hold.Empty || stateOn(t, c, b.ID, down.Name) != "lifting" {
+		t.Errorf("%s: %+v", down.Name, got)
 	}
-	if got := block(t, c, api.BlockRequest{Source: "203.0.113.2"}, "60s"); got.State != "held" {
+	if got := block(t, c, api.BlockRequest{Source: neighbour}, "60s"); got.State != "held" {
 		t.Errorf("a block meanwhile: %+v", got)
 	}
-	p.a.Start()
-	eventually(t, "fw-a is empty as soon as it answers", func() bool { return firewall(t, c, "fw-a").Hold.Empty })
+	down.Start()
+	eventually(t, down.Name+" is empty as soon as it answers", func() bool { return firewall(t, c, down.Name).Hold.Empty })
 	r.end()
-	p.start()
-	eventually(t, "it is read after the restart", func() bool { return firewall(t, c, "fw-a").Phase == "panic" && firewall(t, c, "fw-b").Phase == "panic" })
-	for _, l := range []*testenv.Lab{p.a, p.b} {
-		if got := sources(l); len(got) != 0 {
-			t.Errorf("%s's pf holds %v in panic", l.Name, got)
+	s.start()
+	for _, w := range s.walls {
+		eventually(t, w.Name+" is read after the restart", func() bool { return firewall(t, c, w.Name).Phase == "panic" })
+		if !w.empty() || stateOn(t, c, b.ID, w.Name) != "held" {
+			t.Errorf("in panic %s is empty: %v, and the block there %s", w.Name, w.empty(), stateOn(t, c, b.ID, w.Name))
 		}
-	}
-	if got := stateOf(t, c, b.ID); got != "held" {
-		t.Errorf("the block is %s", got)
 	}
 	m, err := c.GetMetricsWithResponse(t.Context())
 	if err != nil || !strings.Contains(string(m.Body), `parry_firewalls_in_panic{empty="true"} 2`) {
@@ -164,13 +223,14 @@ func TestBrakes_panic(t *testing.T) {
 	if over, err := c.EndPanicWithResponse(t.Context(), nil); err != nil || over.JSON202 == nil {
 		t.Fatalf("over: %v %s", err, over.Body)
 	}
-	eventually(t, "all is in force again", func() bool {
-		return len(sources(p.a)) == 2 && len(sources(p.b)) == 2 && stateOf(t, c, b.ID) == "enforced"
-	})
+	eventually(t, "all is in force again", func() bool { return stateOf(t, c, b.ID) == "enforced" })
+	if !s.holding(attacker, true)() || !s.holding(neighbour, true)() {
+		t.Error("enforced, and not everywhere in force")
+	}
 	var told []string
 	eventually(t, "the mails have come", func() bool {
 		told = nil
-		for _, l := range p.mail.Letters() {
+		for _, l := range s.mail.Letters() {
 			if strings.Contains(string(l.Data), "X-Parry-Kind: panic") {
 				told = append(told, string(l.Data))
 			}
@@ -182,50 +242,115 @@ func TestBrakes_panic(t *testing.T) {
 	}
 }
 
-// A group is taken from a firewall, so that many entries would go: nothing goes before the word, before and after a restart; the mail shows what.
+// A group is taken from the firewalls, so that many entries would go: nothing goes before the word, before and after a restart; the mail shows what.
 func TestBrakes_approval(t *testing.T) {
 	t.Parallel()
-	lab, mail := testenv.StartLab(t, testenv.LabOptions{Name: "fw-a"}), testenv.StartMail(t, testenv.MailOptions{})
-	s := newSite(t, "listen: \"\"\nmail: {server: \""+mail.Addr+"\", security: plain, from: parry@example.net, to: [noc@example.net]}\n", lab)
+	s := newBoth(t, "")
 	r := s.start()
 	c := s.client()
-	for i := range 30 {
-		block(t, c, api.BlockRequest{Source: fmt.Sprintf("203.0.113.%d", i+1), Firewalls: []string{"edge"}}, "")
+	block(t, c, api.BlockRequest{Source: attacker, Firewalls: []string{"edge"}}, "")
+	for i := range 29 {
+		block(t, c, api.BlockRequest{Source: fmt.Sprintf("198.51.100.%d", i+1), Firewalls: []string{"edge"}}, "")
 	}
-	eventually(t, "all are in force", func() bool { return len(sources(lab)) == 30 })
+	proved := func(count int) func() bool {
+		return func() bool {
+			return !slices.ContainsFunc(s.walls, func(w wall) bool {
+				fw := firewall(t, c, w.Name)
+				return fw.State != "proved" || fw.Proof.Count != count
+			})
+		}
+	}
+	eventually(t, "all are in force", func() bool { return proved(30)() && s.holding(attacker, true)() })
 	r.end()
-	text := s.read("parry.yaml")
-	s.write("parry.yaml", strings.Replace(text, "groups: [edge]", "groups: [other]", 1))
-	var id string
+	s.write("parry.yaml", strings.ReplaceAll(s.read("parry.yaml"), "groups: [edge]", "groups: [other]"))
+	ids := map[string]string{}
 	for range 2 {
 		r = s.start()
-		eventually(t, "it is asked", func() bool { return firewall(t, c, "fw-a").Approval != "" })
-		if was := id; was != "" && firewall(t, c, "fw-a").Approval != was {
-			t.Errorf("a restart asks anew: %s, was %s", firewall(t, c, "fw-a").Approval, was)
-		}
-		id = firewall(t, c, "fw-a").Approval
-		if got := len(sources(lab)); got != 30 {
-			t.Errorf("pf holds %d before the word", got)
+		for _, w := range s.walls {
+			eventually(t, w.Name+" asks", func() bool { return firewall(t, c, w.Name).Approval != "" })
+			id := firewall(t, c, w.Name).Approval
+			if was := ids[w.Name]; was != "" && id != was {
+				t.Errorf("a restart asks anew: %s, was %s", id, was)
+			}
+			if ids[w.Name] = id; !w.blocks(attacker) {
+				t.Errorf("%s has let go before the word", w.Name)
+			}
 		}
 		r.end()
 	}
 	s.start()
-	a, err := c.GetApprovalWithResponse(t.Context(), id)
-	if err != nil || a.JSON200 == nil || a.JSON200.Removed != 30 || a.JSON200.First[0] != "- 203.0.113.1 - - - wan" {
-		t.Fatalf("it shows %v %s", err, a.Body)
-	}
-	letter := strings.ReplaceAll(string(mail.Wait(1, 30*time.Second)[0].Data), "=\r\n", "")
-	for _, want := range []string{"parry approvals approve " + id, "- 203.0.113.1 - - - wan", "Would change (30)"} {
-		if !strings.Contains(letter, want) {
-			t.Errorf("the mail lacks %q: %s", want, letter)
+	letters := ""
+	eventually(t, "the mails have come", func() bool {
+		letters = ""
+		for _, l := range s.mail.Letters() {
+			letters += strings.ReplaceAll(string(l.Data), "=\r\n", "")
+		}
+		return strings.Contains(letters, ids["fw-a"]) && strings.Contains(letters, ids["fw-l"])
+	})
+	for _, w := range s.walls {
+		id := ids[w.Name]
+		a, err := c.GetApprovalWithResponse(t.Context(), id)
+		if err != nil || a.JSON200 == nil || a.JSON200.Removed != 30 || !strings.HasPrefix(a.JSON200.First[0], "- 198.51.100.1 - - -") {
+			t.Fatalf("it shows %v %s", err, a.Body)
+		}
+		for _, want := range []string{"parry approvals approve " + id, "- 198.51.100.1 - - -", "Would change (30)"} {
+			if !strings.Contains(letters, want) {
+				t.Errorf("the mails lack %q: %s", want, letters)
+			}
+		}
+		if d, err := c.ApproveWithResponse(t.Context(), id, api.DecisionRequest{Reason: "moved"}); err != nil || d.JSON200 == nil {
+			t.Fatalf("approve: %v %s", err, d.Body)
 		}
 	}
-	if d, err := c.ApproveWithResponse(t.Context(), id, api.DecisionRequest{Reason: "moved"}); err != nil || d.JSON200 == nil {
-		t.Fatalf("approve: %v %s", err, d.Body)
+	eventually(t, "they are gone", func() bool { return proved(0)() && s.holding(attacker, false)() })
+	for _, id := range ids {
+		if a, err := c.GetApprovalWithResponse(t.Context(), id); err != nil || a.JSON200.State != "applied" {
+			t.Errorf("then %v %s", err, a.Body)
+		}
 	}
-	eventually(t, "they are gone", func() bool { return len(sources(lab)) == 0 })
-	eventually(t, "it is told", func() bool {
-		a, err := c.GetApprovalWithResponse(t.Context(), id)
-		return err == nil && a.JSON200.State == "applied" && firewall(t, c, "fw-a").State == "proved"
-	})
+}
+
+// Simulated firewalls are run in check mode and left alone, over a restart; what stands is applied when that is over. A simulated rule's block is
+// shown and not applied, until somebody else asks for it.
+func TestBrakes_simulate(t *testing.T) {
+	t.Parallel()
+	s := newBoth(t, "simulate: {all: true, rules: [\"5712\"]}\n")
+	r := s.start()
+	c := s.client()
+	b := block(t, c, api.BlockRequest{Source: attacker}, "30s")
+	if b.State != "simulated" {
+		t.Errorf("got %+v", b)
+	}
+	for range 2 {
+		for _, w := range s.walls {
+			eventually(t, w.Name+" shows it", func() bool { return firewall(t, c, w.Name).Simulation.Added == 1 })
+			fw := firewall(t, c, w.Name)
+			if fw.State != "simulated" || !strings.HasPrefix(fw.Simulation.First[0], "+ "+attacker+" ") || !w.empty() {
+				t.Errorf("%s: %+v; nothing is in force: %v", w.Name, fw, w.empty())
+			}
+			log, err := c.GetRunLogWithResponse(t.Context(), fw.Simulation.RunID)
+			if err != nil || !strings.Contains(string(log.Body), attacker) {
+				t.Errorf("the run's log shows no diff: %v %s", err, log.Body)
+			}
+		}
+		r.end()
+		r = s.start()
+	}
+	r.end()
+	s.write("parry.yaml", strings.Replace(s.read("parry.yaml"), "all: true", "all: false", 1))
+	s.start()
+	eventually(t, "what stands is applied", func() bool { return stateOf(t, c, b.ID) == "enforced" })
+	shadow := block(t, c, api.BlockRequest{Source: neighbour, RuleID: "5712"}, "30s")
+	if shadow.State != "simulated" || !shadow.Simulated {
+		t.Errorf("of a simulated rule: %+v", shadow)
+	}
+	for _, w := range s.walls {
+		eventually(t, w.Name+" shows it", func() bool { return firewall(t, c, w.Name).Simulation.Entries == 2 })
+		if !w.blocks(attacker) || w.blocks(neighbour) || firewall(t, c, w.Name).State != "proved" {
+			t.Errorf("%s drops %s: %v, and %s: %v", w.Name, attacker, w.blocks(attacker), neighbour, w.blocks(neighbour))
+		}
+	}
+	if real := block(t, c, api.BlockRequest{Source: neighbour}, "90s"); real.ID != shadow.ID || real.State != "enforced" || !s.holding(neighbour, true)() {
+		t.Errorf("a real request: %+v", real)
+	}
 }

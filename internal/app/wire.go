@@ -54,7 +54,7 @@ func newAPI(a *App, cfg *config.Config) (*httpapi.Server, error) {
 			return httpapi.Settings{
 				MaxBlocks: c.Blocks.MaxBlocks, WidenBeyondMax: c.Blocks.BeyondMaxRules == "widen", Waiters: c.Limits.Waiters,
 				Suspend:      httpapi.Suspend{After: c.Limits.Suspend.After, Within: c.Limits.Suspend.Within.D(), For: c.Limits.Suspend.For.D()},
-				HonourDelete: c.Hooks.HonourDelete, Grace: c.Escalation.Grace.D(),
+				HonourDelete: c.Hooks.HonourDelete, Simulates: c.Simulate.Rule, Grace: c.Escalation.Grace.D(),
 			}
 		},
 		Express: func(fw *parry.Firewall, m parry.Match) error {

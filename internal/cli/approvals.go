@@ -2,6 +2,7 @@ package cli
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -105,12 +106,13 @@ func decidedText(p *printer, a *api.Approval) string {
 }
 
 func (p *printer) approvalDetail(a *api.Approval) {
-	p.line("%s  a change of %s  %s", p.paint(bold, inert(a.ID)), inert(a.Firewall), p.paint(stateStyle(a.State), inert(string(a.State))))
+	p.line("%s  %s", p.paint(bold, inert(a.ID)), p.paint(stateStyle(a.State), inert(string(a.State))))
 	until := ""
 	if !a.ExpiresAt.IsZero() {
 		until = p.left(a.ExpiresAt)
 	}
 	p.fields(
+		text("  firewall"), text(a.Firewall),
 		text("  why"), text(a.Why),
 		text("  asked"), text(p.ago(a.CreatedAt)+", "+stamp(a.CreatedAt)),
 		text("  for another"), text(until),
@@ -118,17 +120,24 @@ func (p *printer) approvalDetail(a *api.Approval) {
 		text("  change"), text("of "+plural(int64(a.Of), "entry", "entries")+", "+strconv.Itoa(a.Removed)+" removed for no known reason, "+
 			strconv.Itoa(a.Ended)+" whose blocks have ended, "+strconv.Itoa(a.Added)+" added"),
 	)
-	for _, l := range a.First {
+	p.diff(a.First, a.Removed+a.Added)
+	if a.State == "waiting" || a.State == "denied" {
+		p.line("  %s", p.paint(dim, "parry approvals "+inert(a.ID)+" --diff; approve, or deny"))
+	}
+}
+
+// diff writes the first of n lines of what would change.
+func (p *printer) diff(first []string, n int) {
+	for _, l := range first {
 		st := green
-		if l[:min(1, len(l))] == "-" {
+		if strings.HasPrefix(l, "-") {
 			st = red
 		}
-		p.line("  %s", p.paint(st, inert(l)))
+		for i, part := range wrap(inert(l), p.width-4) {
+			p.line("  %s%s", strings.Repeat("  ", min(i, 1)), p.paint(st, part))
+		}
 	}
-	if more := a.Removed + a.Added - len(a.First); more > 0 && len(a.First) > 0 {
-		p.line("  … and %d more: parry approvals %s --diff", more, inert(a.ID))
-	}
-	if a.State == "waiting" || a.State == "denied" {
-		p.line("  %s", p.paint(dim, "parry approvals approve "+inert(a.ID)+", or deny"))
+	if more := n - len(first); more > 0 && len(first) > 0 {
+		p.line("  … and %d more", more)
 	}
 }

@@ -236,13 +236,23 @@ func (s *shell) explain() *cobra.Command {
 
 func (p *printer) explanation(e *api.Explanation) {
 	addr := p.paint(bold, inert(e.Address))
+	real := 0
+	for i := range e.Blocks {
+		if !e.Blocks[i].Simulated {
+			real++
+		}
+	}
 	switch {
 	case e.Special != "":
 		p.line("%s is never blocked: it lies in %s", addr, inert(e.Special))
 	case len(e.Exemptions) > 0:
 		p.line("%s is never blocked: %s", addr, plural(int64(len(e.Exemptions)), "exemption overlaps it", "exemptions overlap it"))
-	case len(e.Blocks) > 0:
-		p.line("%s is blocked by %s", addr, plural(int64(len(e.Blocks)), "block", "blocks"))
+	case real == 0 && len(e.Blocks) > 0:
+		p.line("%s is not blocked; %s for rules that are only simulated", addr, plural(int64(len(e.Blocks)), "block would be", "blocks would be"))
+	case len(e.Blocks) > real:
+		p.line("%s is blocked by %s, and would be by %d more of rules that are only simulated", addr, plural(int64(real), "block", "blocks"), len(e.Blocks)-real)
+	case real > 0:
+		p.line("%s is blocked by %s", addr, plural(int64(real), "block", "blocks"))
 	default:
 		p.line("%s is not blocked, and nothing speaks against blocking it", addr)
 	}

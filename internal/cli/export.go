@@ -55,7 +55,12 @@ func (s *shell) exportBlocks() *cobra.Command {
 				q.Firewalls = new(strings.Join(on, ","))
 			}
 			return exportTo(s, f, portable.Blocks, func(write func(*portable.Block) error) error {
-				return eachBlock(c, cl, q, func(b *api.Block) error { return write(portableBlock(b)) })
+				return eachBlock(c, cl, q, func(b *api.Block) error {
+					if b.Simulated { // an import would make a real one of it
+						return nil
+					}
+					return write(portableBlock(b))
+				})
 			})
 		},
 	}

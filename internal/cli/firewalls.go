@@ -133,6 +133,9 @@ func (p *printer) firewallTable(items []api.Firewall) {
 		if f.Approval != "" {
 			notes = append(notes, "a change waits for a word: parry approvals "+inert(f.Approval))
 		}
+		if f.Simulate {
+			notes = append(notes, inert(simulationText(p, f)))
+		}
 		if !f.Hold.Since.IsZero() {
 			notes = append(notes, holdText(p, f.Hold))
 		}
@@ -142,6 +145,19 @@ func (p *printer) firewallTable(items []api.Firewall) {
 		}
 	}
 	p.table([]string{"FIREWALL", "STATE", "ENTRIES", "PROVED", "BUNDLE"}, []int{24, 0, 0, 0, 0}, rows)
+}
+
+// simulationText says what a simulated firewall would become, or what simulated rules would do on one.
+func simulationText(p *printer, f *api.Firewall) string {
+	x := &f.Simulation
+	switch {
+	case x.RunID == "" && f.Simulate:
+		return "nothing is applied; no check has run yet"
+	case x.RunID == "":
+		return ""
+	}
+	return "would add " + strconv.Itoa(x.Added) + ", remove " + strconv.Itoa(x.Removed) + ", hold " + plural(int64(x.Entries), "entry", "entries") + ", " +
+		strconv.Itoa(x.Rejected) + " rejected; " + p.ago(x.At) + ": parry runs " + x.RunID + " --log"
 }
 
 func inertPrefix(prefix, s string) string {
@@ -223,6 +239,7 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 		text("  approval"), text(f.Approval),
 		text("  drifted"), cell{driftText(p, &f.Drift), red},
 		text("  reality"), text(realityText(p, f)),
+		text("  simulated"), text(simulationText(p, f)),
 		text("  proof"), text(proof),
 		text("  sha256"), text(f.Proof.Sha256),
 		text("  lane"), text(f.Phase),
@@ -262,6 +279,7 @@ func (p *printer) firewallDetail(f *api.Firewall) {
 			p.line("and %d more: -o json shows all", n)
 		}
 	}
+	p.diff(f.Simulation.First, f.Simulation.Lines)
 	if len(f.Rejects) > 0 {
 		rows := make([]row, len(f.Rejects))
 		for i, r := range f.Rejects {

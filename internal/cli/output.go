@@ -78,7 +78,7 @@ func stateStyle[S ~string](s S) style {
 	switch s {
 	case "enforced", "proved", "succeeded", "ok", "approved", "applied":
 		return green
-	case "pending", "lifting", "held", "waiting", "denied", "retiring", "running", "warn":
+	case "pending", "lifting", "held", "simulated", "waiting", "denied", "retiring", "running", "warn":
 		return yellow
 	case "degraded", "drifted", "rejected", "failing", "failed", "unknown", "unlisted", "fail", "panic":
 		return red

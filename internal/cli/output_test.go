@@ -91,6 +91,19 @@ func TestTables_fit80ColumnsWhateverTheValues(t *testing.T) {
 		}
 		p.firewallDetail(&api.Firewall{Name: "fw-a", State: "proved", Facts: all})
 	}))
+	key := v6 + " " + v6 + " tcp/udp 65535 " + strings.Repeat("i", 64)
+	approval := api.Approval{ID: "a-01JD6QW2Z3X4Y5V6T7S8R9Q0PA", Firewall: strings.Repeat("f", 63), State: "denied", Why: strings.Repeat(hostile, 3), Removed: 123456, Added: 123456,
+		CreatedAt: now.Add(-49 * time.Hour), ExpiresAt: now.Add(time.Hour), DecidedAt: now, DecidedBy: hostile, Reason: hostile, First: []string{"- " + key, "+ " + key}}
+	harmless(t, "approvals", draw(func(p *printer) { p.approvalTable([]api.Approval{approval}) }))
+	harmless(t, "approval", draw(func(p *printer) { p.approvalDetail(&approval) }))
+	simulated := api.Firewall{Name: "fw-a", State: "simulated", Simulate: true, Approval: approval.ID, Hold: api.Hold{Kind: "panic", By: hostile, Since: now, Reason: hostile},
+		Simulation: api.Simulation{RunID: "r-01JD6QW2Z3X4Y5V6T7S8R9Q0PA", At: now, Entries: 123456, Added: 123456, Removed: 123456, First: approval.First, Lines: 9}}
+	harmless(t, "a simulated firewall", draw(func(p *printer) { p.firewallDetail(&simulated) }))
+	harmless(t, "firewalls in panic", draw(func(p *printer) {
+		p.panicLine([]api.Firewall{simulated})
+		p.firewallTable([]api.Firewall{simulated})
+		p.panicHead(&api.Panic{}, []string{strings.Repeat("f", 30), "fw-b"})
+	}))
 	harmless(t, "runs", draw(func(p *printer) {
 		p.runTable([]api.Run{{ID: id, Firewall: strings.Repeat("f", 63), Kind: "apply", State: "succeeded", StartedAt: now.Add(-49 * time.Hour), EndedAt: now,
 			Failure: "task", Message: hostile}})

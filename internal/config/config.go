@@ -5,7 +5,10 @@
 // and the mend, and all faults are told at once.
 package config
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Config is the whole configuration. Fields tagged `path` are absolute after Load.
 type Config struct {
@@ -26,6 +29,7 @@ type Config struct {
 	Limits           Limits      `yaml:"limits"`
 	Reconcile        Reconcile   `yaml:"reconcile"`
 	Approvals        Approvals   `yaml:"approvals"`
+	Simulate         Simulate    `yaml:"simulate"`
 	Retention        Retention   `yaml:"retention"`
 	Feeds            Feeds       `yaml:"feeds"`
 	Lists            []List      `yaml:"lists"`
@@ -73,6 +77,7 @@ type Firewall struct {
 	Interface  string            `yaml:"interface"`
 	Interfaces map[string]string `yaml:"interfaces"`
 	MaxRules   int               `yaml:"max_rules"`
+	Simulate   bool              `yaml:"simulate"`
 	NAT        NAT               `yaml:"nat"`
 	Settings   map[string]any    `yaml:"settings"`
 }
@@ -133,6 +138,19 @@ type Approvals struct {
 	RemovePercent int      `yaml:"remove_percent"` // of those that stand, where that is more
 	Add           int      `yaml:"add"`            // entries in one run; 0: any number
 	Expire        Duration `yaml:"expire"`         // nobody decides: asked anew
+}
+
+// Simulate is what is shown and not done.
+type Simulate struct {
+	All   bool     `yaml:"all"`   // no firewall is written to
+	Rules []string `yaml:"rules"` // RULE, ORIGIN/RULE or ORIGIN/*: their blocks are never applied
+}
+
+// Rule tells whether requests of a rule are simulated.
+func (s *Simulate) Rule(origin, id string) bool {
+	return slices.ContainsFunc(s.Rules, func(r string) bool {
+		return id != "" && (r == id || r == origin+"/"+id) || origin != "" && r == origin+"/*"
+	})
 }
 
 // Feeds is what is published for those who fetch lists.

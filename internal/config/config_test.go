@@ -339,3 +339,19 @@ func TestExempt_namesItsSource(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 }
+
+func TestSimulate_namesRulesAloneOrOfAnOrigin(t *testing.T) {
+	t.Parallel()
+	s := config.Simulate{Rules: []string{"5712", "ossec/100", "ossim/*"}}
+	for _, c := range []struct {
+		origin, id string
+		want       bool
+	}{
+		{"wazuh", "5712", true}, {"", "5712", true}, {"ossec", "100", true}, {"wazuh", "100", false}, {"ossim", "7", true}, {"ossim", "", true},
+		{"", "", false}, {"cli", "", false}, {"", "*", false},
+	} {
+		if got := s.Rule(c.origin, c.id); got != c.want {
+			t.Errorf("%s/%s: %v, want %v", c.origin, c.id, got, c.want)
+		}
+	}
+}

@@ -20,7 +20,7 @@ func (c *Config) Fleet(connection func(name string) string) *parry.Fleet {
 		slices.Sort(groups)
 		n := parry.Firewall{
 			Name: fw.Name, Groups: slices.Compact(groups), Bundle: fw.Bundle, Pin: fw.Pin, Canary: fw.Canary, Settings: fw.Settings,
-			Interface: fw.Interface, Interfaces: fw.Interfaces, MaxRules: fw.MaxRules, NAT: fw.NAT.noun(),
+			Interface: fw.Interface, Interfaces: fw.Interfaces, MaxRules: fw.MaxRules, Simulate: fw.Simulate || c.Simulate.All, NAT: fw.NAT.noun(),
 		}
 		f.Firewalls = append(f.Firewalls, n)
 	}

@@ -119,6 +119,10 @@ func (c *Config) Validate() []Problem {
 	v.count("approvals.add", int64(a.Add), 0, 10_000_000)
 	v.within("approvals.expire", a.Expire, time.Hour, year)
 
+	for i, r := range c.Simulate.Rules {
+		v.require(r != "" && r != "*" && r != "/*", fmt.Sprintf("simulate.rules[%d]", i), "write a rule's id, origin/id or origin/*; simulate.all is for everything")
+	}
+
 	v.within("feeds.max_age", c.Feeds.MaxAge, time.Second, time.Hour)
 	v.within("feeds.stale_after", c.Feeds.StaleAfter, time.Minute, year)
 

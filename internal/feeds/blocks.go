@@ -27,7 +27,7 @@ func (s *standing) refresh(ctx context.Context, store Store, now time.Time) (boo
 	}
 	for i := range ch.Blocks {
 		b := &ch.Blocks[i]
-		if b.Live() {
+		if b.Live() && !b.Simulated {
 			s.blocks[b.ID] = entryOf(b)
 		} else {
 			delete(s.blocks, b.ID)

@@ -50,7 +50,7 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 		return parry.Admission{}, newListedInstead(&listed, ask.match.Source, put)
 	}
 	set := s.o.Settings()
-	return parry.Admission{
+	a := parry.Admission{
 		BlockID: parry.NewBlockID(now),
 		Request: parry.Request{
 			ID: parry.NewRequestID(now), ReceivedAt: now, EventTime: ask.eventTime, TTL: terms.TTL, TokenID: pr.Token.ID, TokenName: pr.Token.Name,
@@ -60,7 +60,11 @@ func (s *Server) admission(c *gin.Context, ask *blockAsk, now time.Time) (parry.
 		MaxBlocks: set.MaxBlocks, MaxRules: scope.maxRules, RuleScope: scope.selectors, WidenBeyond: set.WidenBeyondMax,
 		Ladder: terms.Ladder, LadderTTL: terms.LadderTTL, EndsGrace: terms.EndsGrace, Promote: terms.Promote,
 		Lists: s.o.Lists.OfBlock(ask.match.Source, put),
-	}, nil
+	}
+	if set.Simulates != nil && set.Simulates(ask.origin, ask.ruleID) { // an offence, a rule on a firewall and a list's entry are real things
+		a.Simulate, a.Ladder, a.LadderTTL, a.Promote, a.MaxRules, a.Lists = true, nil, false, nil, 0, nil
+	}
+	return a, nil
 }
 
 // expressible refuses a match that no firewall in scope can express. One that only some can is rejected by the others in their runs.

@@ -16,7 +16,7 @@ import (
 
 func (s *Server) presentFirewall(st *parry.FirewallState, b parry.BundleFirewall) api.Firewall {
 	out := api.Firewall{
-		Name: st.Name, State: condition(st), Listed: st.Listed, Groups: []string{}, Retiring: st.Retiring, Adopt: st.Adopt, Approval: string(st.Approval.ID), Approved: st.Approval.State == parry.ApprovalApproved,
+		Name: st.Name, State: condition(st), Listed: st.Listed, Groups: []string{}, Retiring: st.Retiring, Simulate: st.Simulate, Adopt: st.Adopt, Approval: string(st.Approval.ID), Approved: st.Approval.State == parry.ApprovalApproved,
 		Reality: api.Reality(st.Reality(s.o.Now(), s.o.Reading)), AppliedRevision: int64(st.AppliedRev), DirtyRevision: int64(st.DirtyRev), Epoch: st.Epoch, ProvedAt: utc(st.ProvedAt), LastRun: string(st.LastRun),
 	}
 	if fw, ok := s.o.Fleet().Firewall(st.Name); ok {
@@ -32,6 +32,11 @@ func (s *Server) presentFirewall(st *parry.FirewallState, b parry.BundleFirewall
 	}
 	if h := st.Brake(); h.Held() {
 		out.Hold = api.Hold{Kind: api.HoldKind(h.Kind), By: h.By, Reason: h.Reason, Since: h.Since.UTC(), Until: utc(h.Until), Empty: st.Emptied()}
+	}
+	if x := st.Simulation; x.RunID != "" {
+		out.Simulation = api.Simulation{
+			RunID: string(x.RunID), At: x.At.UTC(), Entries: x.Entries, Added: x.Added, Removed: x.Removed, Rejected: x.Rejected, First: x.First, Lines: x.Lines,
+		}
 	}
 	if i := st.Incident; i.Open() {
 		out.Incident = api.Incident{
@@ -66,6 +71,8 @@ func condition(st *parry.FirewallState) api.FirewallCondition {
 		return api.FirewallConditionRetiring
 	case st.Brake().Held():
 		return api.FirewallConditionHeld
+	case st.Simulate && !st.Incident.Open():
+		return api.FirewallConditionSimulated
 	case st.Incident.Open():
 		return api.FirewallConditionFailing
 	case st.DirtyRev > st.AppliedRev || st.ProvedAt.IsZero():
@@ -300,6 +307,8 @@ func (s *Server) firewallsCheck(ctx context.Context) []string {
 			out = append(out, st.Name+" is failing: "+string(st.Incident.Failure)+", and "+st.Hold.String())
 		case st.Incident.Open():
 			out = append(out, st.Name+" is failing: "+string(st.Incident.Failure))
+		case st.Simulate && !st.Hold.Held():
+			out = append(out, st.Name+" is simulated: nothing is applied to it")
 		case st.Hold.Held():
 			out = append(out, st.Name+" is "+st.Hold.String())
 		case st.Listed && st.Reality(s.o.Now(), s.o.Reading) == parry.RealityUnknown:

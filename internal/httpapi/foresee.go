@@ -28,6 +28,9 @@ func (s *Server) foresee(ctx context.Context, a *parry.Admission, now time.Time)
 	if f.live, err = s.liveBlock(ctx, a.Key); err != nil {
 		return f, err
 	}
+	if f.live != nil && f.live.Simulated && !a.Simulate {
+		f.live = nil // it would become a real one
+	}
 	event := a.Request.EventTime
 	if event.IsZero() {
 		event = now

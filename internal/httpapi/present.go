@@ -61,7 +61,7 @@ func (p picture) present(b *parry.Block, rejects []parry.Reject) api.Block {
 		Firewalls: b.Selector.Names(), Status: []api.BlockStatus{},
 		CreatedAt: b.CreatedAt.UTC(), ExpiresAt: utc(b.ExpiresAt), LastAt: utc(b.LastAt), EndedAt: utc(b.EndedAt), EndReason: api.BlockEndReason(b.EndReason),
 		EndedBy: b.EndedBy, Count: b.Count, Reason: b.Reason, Origin: b.Origin, CreatedBy: b.CreatedBy, Widened: b.Widened,
-		Offence: b.Offence, PromotedFrom: b.Promoted,
+		Offence: b.Offence, PromotedFrom: b.Promoted, Simulated: b.Simulated,
 	}
 	if b.Destination.IsValid() {
 		out.Destination = parry.FormatPrefix(b.Destination)
@@ -90,6 +90,10 @@ func (p picture) present(b *parry.Block, rejects []parry.Reject) api.Block {
 		st := parry.Derive(b, state, reject != nil)
 		on.State = api.BlockState(st)
 		switch {
+		case st == parry.StateSimulated && b.Simulated:
+			on.Reason = "only simulated rules have asked for it"
+		case st == parry.StateSimulated, st == parry.StateLifting && state.Simulate:
+			on.Reason = "the firewall is simulated"
 		case st == parry.StateRejected:
 			on.Reason, on.Hint = reject.Code, parry.RejectHint(reject.Code)
 		case (st == parry.StateHeld || st == parry.StateLifting) && state.Brake().Held():
@@ -125,7 +129,7 @@ func presentMatches(all []parry.Match) (out []api.Target) {
 
 // alarm orders states by how much they ask for attention.
 var alarm = map[parry.State]int{
-	parry.StateEnforced: 0, parry.StatePending: 1, parry.StateHeld: 2, parry.StateRejected: 3, parry.StateDegraded: 4, parry.StateDrifted: 5,
+	parry.StateEnforced: 0, parry.StateSimulated: 1, parry.StatePending: 2, parry.StateHeld: 3, parry.StateRejected: 4, parry.StateDegraded: 5, parry.StateDrifted: 6,
 	parry.StateLifted: 0, parry.StateLifting: 1,
 }
 

@@ -247,7 +247,7 @@ func TestReadiness_tellsDetailsToReaders(t *testing.T) {
 	if open.StatusCode != http.StatusServiceUnavailable || told.StatusCode != http.StatusServiceUnavailable {
 		t.Fatalf("got %d and %d", open.StatusCode, told.StatusCode)
 	}
-	if strings.Contains(open.body, "fire") || strings.Contains(open.body, "mx.example") || !strings.Contains(open.body, `"check":"database"`) {
+	if strings.Contains(open.body, "on fire") || strings.Contains(open.body, "mx.example") || !strings.Contains(open.body, `"check":"database"`) {
 		t.Errorf("everyone is told %s", open.body)
 	}
 	if !strings.Contains(told.body, "disk on fire") || !strings.Contains(told.body, "mx.example") {

@@ -96,12 +96,13 @@ type Channels interface {
 
 // Settings may change while the service runs.
 type Settings struct {
-	MaxBlocks      int64         // live blocks; 0 is no limit
-	WidenBeyondMax bool          // beyond a firewall's max_rules, block the source altogether instead of refusing
-	Waiters        int           // requests that may wait at once; 256
-	Grace          time.Duration // of a source whose block an operator lifts, unless the word says otherwise
-	Suspend        Suspend       // of tokens that keep asking for what is never blocked
-	HonourDelete   bool          // a token without RightUnblock may end the blocks that it made
+	Simulates      func(origin, ruleID string) bool // the rule's blocks are not applied; nil: none is
+	MaxBlocks      int64                            // live blocks; 0 is no limit
+	WidenBeyondMax bool                             // beyond a firewall's max_rules, block the source altogether instead of refusing
+	Waiters        int                              // requests that may wait at once; 256
+	Grace          time.Duration                    // of a source whose block an operator lifts, unless the word says otherwise
+	Suspend        Suspend                          // of tokens that keep asking for what is never blocked
+	HonourDelete   bool                             // a token without RightUnblock may end the blocks that it made
 }
 
 // Suspend is when a token is suspended: after so many refusals within a time, for how long.

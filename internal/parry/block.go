@@ -119,6 +119,7 @@ type Block struct {
 	Widened   string    // what admission dropped to stay within max_rules ("destination 198.51.100.7 port 22/tcp"), else empty
 	Offence   int       // which offence of its source it is, from 1; 0: not counted
 	Promoted  int       // so many sources of the prefix made it; 0: asked for as it is
+	Simulated bool      // only simulated rules have asked for it: evidence is kept, nothing is applied
 }
 
 // Live tells whether the block still stands.
@@ -159,6 +160,7 @@ type Admission struct {
 	Ladder    *Ladder    // counts the source's offences; nil: it is off
 	LadderTTL bool       // the rung is the least lifetime; else the request's own TTL stands
 	EndsGrace bool       // an operator's word, which ends a grace of the source; anyone else's is refused meanwhile
+	Simulate  bool       // by a simulated rule: no block of it is applied, and none that stands is refreshed
 	Promote   *Promotion // nil: the request is for its source, come what may
 }
 

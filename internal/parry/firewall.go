@@ -19,6 +19,7 @@ type Firewall struct {
 	Interfaces map[string]string // names that people use → the firewall's own: "dmz" → "opt1"
 	MaxRules   int
 	NAT        NAT    `json:",omitzero"`
+	Simulate   bool   `json:"-"` // nothing is applied; what would be is shown
 	Canary     bool   `json:"-"` // takes a new version of its bundle before the others do
 	Digest     string // SHA-256 over all of the above and the connection: a change makes the firewall dirty
 }
@@ -195,9 +196,11 @@ type FirewallState struct {
 	Epoch      int64
 	Adopt      bool // the operator's word that the next run may take the firewall over
 	Approval   OpenApproval
-	Hold       Hold     // a panic; else its own or the one for all, whichever lasts longer
-	PanicRev   Revision // when the panic began that Hold tells of; 0: none
-	EmptiedRev Revision // when a panic's run last proved that nothing is loaded
+	Simulate   bool       // by the configuration: nothing is applied
+	Simulation Simulation // what the last run in check mode showed; zero: there was none
+	Hold       Hold       // a panic; else its own or the one for all, whichever lasts longer
+	PanicRev   Revision   // when the panic began that Hold tells of; 0: none
+	EmptiedRev Revision   // when a panic's run last proved that nothing is loaded
 	Incident   Incident
 	Proof      Proof // of the last run that counted
 	ProvedAt   time.Time
@@ -205,6 +208,19 @@ type FirewallState struct {
 	Drift      Drift  // what a verify found to differ since
 	LastRun    RunID
 	Check      RunID // of a run in check mode that somebody asked for and that waits; empty: none
+}
+
+// Simulation is what a run in check mode has shown of a firewall that is simulated, or of blocks that are.
+type Simulation struct {
+	RunID    RunID     `json:"run_id"`
+	At       time.Time `json:"at"`
+	Revision Revision  `json:"revision"` // of the desired state
+	Entries  int       `json:"entries"`  // that the firewall would hold
+	Added    int       `json:"added"`
+	Removed  int       `json:"removed"`
+	Rejected int       `json:"rejected"`
+	First    []string  `json:"first"` // the first lines of the diff
+	Lines    int       `json:"lines"` // how many there are
 }
 
 // Brake is what keeps a firewall as it is by somebody's will: a hold, or flush.yml run by hand. The zero Hold: nothing does.
@@ -240,27 +256,30 @@ type Reject struct {
 type State string
 
 const (
-	StatePending  State = "pending"
-	StateEnforced State = "enforced"
-	StateDrifted  State = "drifted" // was in force, and a verify found that it is not; being repaired
-	StateRejected State = "rejected"
-	StateHeld     State = "held"
-	StateDegraded State = "degraded" // should be there, and the lane is failing
-	StateLifting  State = "lifting"
-	StateLifted   State = "lifted"
+	StatePending   State = "pending"
+	StateEnforced  State = "enforced"
+	StateDrifted   State = "drifted" // was in force, and a verify found that it is not; being repaired
+	StateRejected  State = "rejected"
+	StateHeld      State = "held"
+	StateSimulated State = "simulated" // would be there, were the firewall or the rule that asked not simulated
+	StateDegraded  State = "degraded"  // should be there, and the lane is failing
+	StateLifting   State = "lifting"
+	StateLifted    State = "lifted"
 )
 
 // Derive reads a block's state on a firewall in its scope off the revisions. rejected tells whether the firewall has a Reject for it.
 func Derive(b *Block, fw *FirewallState, rejected bool) State {
 	if !b.Live() {
 		switch {
-		case b.EndRev <= fw.AppliedRev, rejected, fw.Emptied():
+		case b.EndRev <= fw.AppliedRev, rejected, fw.Emptied(), b.Simulated:
 			return StateLifted
 		default:
 			return StateLifting
 		}
 	}
 	switch {
+	case b.Simulated:
+		return StateSimulated
 	case rejected:
 		return StateRejected
 	case b.Rev <= fw.AppliedRev && fw.PanicRev == 0 && fw.Drift.Concerns(b.ID):
@@ -269,6 +288,8 @@ func Derive(b *Block, fw *FirewallState, rejected bool) State {
 		return StateEnforced
 	case fw.PanicRev > 0 && !fw.Emptied() && b.Rev <= fw.AppliedRev:
 		return StateLifting // by a panic: it may still be loaded
+	case fw.Simulate:
+		return StateSimulated
 	case fw.Brake().Held():
 		return StateHeld
 	case fw.Incident.Open():

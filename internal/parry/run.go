@@ -106,6 +106,7 @@ type FinishRun struct {
 	Approval      *Approval      // asked for by this run, with its diff; it takes the place of the firewall's open one
 	ApprovalDiff  Diff           // of Approval
 	ApprovalUsed  ApprovalID     // the approved change was made
+	Simulation    *Simulation    // what a check showed
 	ApprovalGone  bool           // there is no change any more that needs one
 	VerifyUsed    Revision       // the word to read back that this run followed; a newer one stays
 	Facts         *FirewallFacts // what the firewall says of itself from now on; nil: as before

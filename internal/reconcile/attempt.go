@@ -24,7 +24,7 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 		return time.Time{}, ctx.Err() == nil
 	}
 	defer release()
-	kind := map[todo]parry.RunKind{doApply: parry.RunApply, doVerify: parry.RunVerify, doRetire: parry.RunRetire, doEmpty: parry.RunPanic}[do]
+	kind := map[todo]parry.RunKind{doApply: parry.RunApply, doVerify: parry.RunVerify, doRetire: parry.RunRetire, doEmpty: parry.RunPanic, doCheck: parry.RunCheck}[do]
 	m := &l.mem
 	m.lastTry, m.triedDirty, m.triedVerify, m.triedRelevant, m.fresh, m.gather = l.now(), st.DirtyRev, st.VerifyRev, m.relevant, false, false
 
@@ -97,6 +97,16 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 			t.approved = v.used
 		}
 		t.run.Revision = t.sent.revision
+	case parry.RunCheck:
+		m.lastCheck, t.simulates = l.now(), true
+		rr := &renderer{firewall: fw, manifest: &b.Manifest, noCover: m.rejected}
+		if rr.nat, err = l.natTable(ctx, st, fw, &b.Manifest); err != nil {
+			return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+		}
+		if t.sent, err = l.renderOf(ctx, rr, sc, l.r.view.with); err != nil {
+			return l.failEarly(ctx, st, kind, parry.FailInternal, err.Error())
+		}
+		t.exempt, t.run.Revision = l.exemptFile(&b.Manifest), t.sent.revision
 	case parry.RunRetire:
 		t.sent = (&renderer{firewall: fw, manifest: &b.Manifest}).render(st.AppliedRev, nil)
 		if b.Manifest.Exemptions {
@@ -118,11 +128,16 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 // render makes the firewall's entries of the newest state. Blocks that an exemption overlaps are ended first, in the store; one that is
 // still there after that (an address within an address, which the store does not see) is rejected: no block is silently left out.
 func (l *lane) render(ctx context.Context, rr *renderer, sc *scope) (*rendering, error) {
+	return l.renderOf(ctx, rr, sc, l.r.view.in)
+}
+
+// renderOf renders the blocks that of gives.
+func (l *lane) renderOf(ctx context.Context, rr *renderer, sc *scope, of func(*scope) ([]standing, parry.Revision)) (*rendering, error) {
 	for round := 0; ; round++ {
 		if err := l.r.view.refresh(ctx); err != nil {
 			return nil, err
 		}
-		blocks, rev := l.r.view.in(sc)
+		blocks, rev := of(sc)
 		met := map[parry.ExemptionID]parry.Exemption{}
 		var exempt []parry.BlockID
 		allowed := blocks[:0]
@@ -195,6 +210,8 @@ type try struct {
 	trial  *parry.Tried // the bundle is new, and the firewall a canary
 	asked  bool         // an operator's check
 
+	simulates bool // a check that shows what would change, were something not simulated
+
 	asks     *parry.Approval // that this run asks for, with its diff
 	diff     parry.Diff
 	approved parry.ApprovalID // that lets it make its change
@@ -209,7 +226,7 @@ func (t *try) spec() ansible.Spec {
 	}
 	maps.Copy(vars, map[string]any{
 		"parry_contract": bundle.Contract, "parry_run_id": string(t.run.ID), "parry_controller": t.r.o.Controller, "parry_epoch": t.run.Epoch,
-		"parry_revision": int64(t.run.Revision), "parry_sent_revision": int64(t.st.SentRev), "parry_max_rules": t.fw.MaxRules, "parry_adopt": t.st.Adopt && t.run.Kind != parry.RunVerify,
+		"parry_revision": int64(t.run.Revision), "parry_sent_revision": int64(t.st.SentRev), "parry_max_rules": t.fw.MaxRules, "parry_adopt": t.st.Adopt && t.run.Kind != parry.RunVerify && t.run.Kind != parry.RunCheck,
 	})
 	s := ansible.Spec{
 		RunID: t.run.ID, Host: t.host, Bundle: t.bundle, Kind: t.run.Kind, Vars: vars, Deadline: t.r.o.RunDeadline, Lock: t.lock,

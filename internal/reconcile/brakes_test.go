@@ -401,3 +401,106 @@ func TestBrakes_additionsAreBoundedWhereThatIsWanted(t *testing.T) {
 		w.becomes(last, "fw-a", parry.StateEnforced)
 	})
 }
+
+// simulates switches a firewall's simulation by a reload.
+func (w *world) simulates(name string, on bool) {
+	w.t.Helper()
+	w.mu.Lock()
+	fleet := *w.fleet
+	fleet.Firewalls = slices.Clone(fleet.Firewalls)
+	for i := range fleet.Firewalls {
+		if fleet.Firewalls[i].Name == name {
+			fleet.Firewalls[i].Simulate = on
+		}
+	}
+	w.fleet = &fleet
+	w.mu.Unlock()
+	w.must(w.store.SyncFirewalls(w.ctx, fleet.Firewalls))
+	w.r.Reload()
+}
+
+func byRule(a *parry.Admission) { a.Simulate = true }
+
+func TestBrakes_aSimulatedFirewallShowsAndChangesNothing(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		kept := w.put("203.0.113.1")
+		w.becomes(kept, "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		fw := w.firewall("fw-a")
+		w.simulates("fw-a", true)
+		id, gone := w.put("203.0.113.2"), w.put("203.0.113.3", ttl(10*time.Minute))
+		shown := func(entries int) func() bool {
+			return func() bool { x := w.state("fw-a").Simulation; return x.RunID != "" && x.Entries == entries }
+		}
+		w.within(2*time.Minute, "a check shows both", shown(3))
+		if x := w.state("fw-a").Simulation; x.Lines != 2 || x.First[0] != "+ 203.0.113.2 - - - wan" {
+			t.Errorf("it shows %+v", x)
+		}
+		w.restart(func(o *Options) { o.Registerer = nil })
+		time.Sleep(2 * time.Hour)
+		for id, want := range map[parry.BlockID]parry.State{kept: parry.StateEnforced, id: parry.StateSimulated, gone: parry.StateLifting} {
+			if got := w.derived(id, "fw-a"); got != want {
+				t.Errorf("%s is %s, want %s", id, got, want)
+			}
+		}
+		if got := fw.holds(); len(got) != 1 || w.status("fw-a").State != LaneSimulated || !shown(2)() {
+			t.Errorf("holds %q, lane %s, simulation %+v", got, w.status("fw-a").State, w.state("fw-a").Simulation)
+		}
+		for _, r := range w.runs("fw-a")[2:] {
+			if r.Kind != parry.RunCheck && r.StartedAt.After(w.state("fw-a").ProvedAt) {
+				t.Errorf("a run of kind %s", r.Kind)
+			}
+		}
+		checks := 0
+		for _, r := range w.runs("fw-a") {
+			if r.Kind == parry.RunCheck {
+				checks++
+			}
+		}
+		if checks > 6 {
+			t.Errorf("%d checks for three changes", checks)
+		}
+		fw.set(func(f *firewall) { f.fail = parry.FailUnreachable })
+		w.put("203.0.113.4")
+		w.within(5*time.Minute, "that it does not answer is told", func() bool { return w.state("fw-a").Incident.Failure == parry.FailUnreachable })
+		fw.set(func(f *firewall) { f.fail = "" })
+		w.within(10*time.Minute, "and that it does again", func() bool { return !w.state("fw-a").Incident.Open() })
+		w.simulates("fw-a", false)
+		w.becomes(id, "fw-a", parry.StateEnforced)
+		w.becomes(gone, "fw-a", parry.StateLifted)
+	})
+}
+
+// A rule's blocks are shown by checks of real firewalls, never applied, and become real when somebody else asks for the same.
+func TestBrakes_aSimulatedRuleShowsAndChangesNothing(t *testing.T) {
+	simulate(t, []string{"fw-a"}, func(o *Options) { o.VerifyEvery = 24 * time.Hour }, func(w *world) {
+		w.becomes(w.put("203.0.113.1"), "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		fw := w.firewall("fw-a")
+		id := w.put("203.0.113.2", byRule)
+		w.within(2*time.Minute, "a check shows it", func() bool { return w.state("fw-a").Simulation.Entries == 2 })
+		if x := w.state("fw-a").Simulation; x.Added != 1 || x.First[0] != "+ 203.0.113.2 - - - wan" {
+			t.Errorf("it shows %+v", x)
+		}
+		w.becomes(w.put("203.0.113.3"), "fw-a", parry.StateEnforced) // a run for another
+		w.restart(func(o *Options) { o.Registerer, o.VerifyEvery = nil, 24*time.Hour })
+		time.Sleep(time.Hour)
+		if got := w.derived(id, "fw-a"); got != parry.StateSimulated || slices.Contains(fw.holds(), "203.0.113.2 - - - wan") {
+			t.Errorf("the block is %s, the firewall holds %q", got, fw.holds())
+		}
+		if s := w.status("fw-a"); s.Blocks != 2 || s.Pending != 0 || s.State != LaneIdle {
+			t.Errorf("the lane counts it: %+v", s)
+		}
+		fw.set(func(f *firewall) { f.fail = parry.FailTask })
+		w.put("203.0.113.4", byRule)
+		time.Sleep(5 * time.Minute)
+		if st := w.state("fw-a"); st.Incident.Open() || len(w.mails()) != 0 {
+			t.Errorf("a check that fails is no failure of what is in force: %+v", st.Incident)
+		}
+		fw.set(func(f *firewall) { f.fail = "" })
+		if got := w.put("203.0.113.2"); got != id {
+			t.Errorf("a real request makes %s, not %s", got, id)
+		}
+		w.becomes(id, "fw-a", parry.StateEnforced)
+	})
+}

@@ -21,13 +21,14 @@ const (
 	LaneSuspended LaneState = "suspended" // waits for an operator's adopt
 	LaneApproval  LaneState = "approval"  // waits for an operator's approve
 	LaneHeld      LaneState = "held"
-	LanePanic     LaneState = "panic" // is empty, and kept so
+	LaneSimulated LaneState = "simulated" // has shown what would change, and changes nothing
+	LanePanic     LaneState = "panic"     // is empty, and kept so
 	LaneRetired   LaneState = "retired"
 )
 
 // LaneStates lists every state.
 var LaneStates = []LaneState{LaneStarting, LaneStandby, LaneOrphan, LaneIdle, LaneGathering, LaneQueued, LaneRunning, LaneBackoff,
-	LaneSuspended, LaneApproval, LaneHeld, LanePanic, LaneRetired}
+	LaneSuspended, LaneApproval, LaneHeld, LaneSimulated, LanePanic, LaneRetired}
 
 // todo is what a lane does next.
 type todo int
@@ -39,6 +40,7 @@ const (
 	doVerify
 	doRetire
 	doEmpty
+	doCheck
 )
 
 // situation is all that a decision is made from.
@@ -59,7 +61,9 @@ type situation struct {
 	lastTry, lastVerify, lastAdvance time.Time
 	triedRelevant, triedDirty        parry.Revision // as they stood at the last try
 	triedVerify                      parry.Revision
-	exemptDue, endsDue               time.Time // as the lane's
+	exemptDue, endsDue               time.Time      // as the lane's
+	simulated                        parry.Revision // the newest change of simulated blocks that concerns the firewall
+	lastCheck                        time.Time
 
 	verifyEvery, earlyAfter, advanceEvery, reconsiderAfter time.Duration
 }
@@ -90,6 +94,8 @@ func (s *situation) want() decision {
 	switch {
 	case s.state.Retiring:
 		return decision{do: doRetire}
+	case s.state.Simulate:
+		return s.simulating()
 	case s.probation, s.unread && (!s.state.Adopt || !s.state.Incident.Failure.NeedsAdopt()):
 		return decision{do: doVerify}
 	case s.pending(), s.shifts():
@@ -105,6 +111,13 @@ func (s *situation) want() decision {
 	}
 	if !s.endsDue.IsZero() {
 		until = earliest(until, s.endsDue)
+	}
+	if s.unseen() {
+		next := s.lastCheck.Add(checkEvery)
+		if !s.now.Before(next) {
+			return decision{do: doCheck}
+		}
+		until = earliest(until, next)
 	}
 	if s.state.AppliedRev < s.any {
 		next := s.lastAdvance.Add(s.advanceEvery)
@@ -131,6 +144,9 @@ func decide(s situation) decision {
 	}
 	if d.do == doWait || d.do == doAdvance {
 		d = decision{do: doVerify} // nothing is left to apply: the incident ends when the firewall answers well
+		if s.state.Simulate && !in.Failure.NeedsAdopt() {
+			d.do = doCheck
+		}
 	}
 	word := s.state.VerifyRev > s.triedVerify
 	changed := s.relevant > s.triedRelevant || s.state.DirtyRev > s.triedDirty || word

@@ -45,6 +45,8 @@ func TestDecide(t *testing.T) {
 	inPanic := func(s *situation) {
 		s.state.PanicRev, s.state.DirtyRev, s.state.Hold = 20, 20, parry.Hold{Kind: parry.HoldPanic, Since: noon}
 	}
+	sim := func(s *situation) { s.state.Simulate = true }
+	seen := func(s *situation) { s.state.Simulation = parry.Simulation{RunID: "r-1", Revision: 30} }
 	emptied := func(s *situation) { s.state.EmptiedRev, s.state.DirtyRev, s.triedDirty = 21, 21, 21 }
 	tried := func(s *situation) { s.triedDirty = 20 }
 	waiting := func(s *situation) {
@@ -90,6 +92,18 @@ func TestDecide(t *testing.T) {
 		"authentication: a change does not try early":        {with(failing(parry.FailAuthentication), newer), doWait, LaneBackoff, noon.Add(time.Minute)},
 		"authentication: nor does a restart":                 {with(failing(parry.FailAuthentication), fresh), doWait, LaneBackoff, noon.Add(time.Minute)},
 		"authentication: an operator's retry does":           {with(failing(parry.FailAuthentication), dirtied), doApply, "", time.Time{}},
+		"simulated: a check, and no apply":                   {with(calm(), pending, sim), doCheck, "", time.Time{}},
+		"simulated: nothing has changed":                     {with(calm(), pending, sim, seen), doWait, LaneSimulated, time.Time{}},
+		"simulated: dirty":                                   {with(calm(), sim, seen, func(s *situation) { s.state.DirtyRev = 40 }), doCheck, "", time.Time{}},
+		"simulated: not even verified":                       {with(calm(), sim, seen, later, func(s *situation) { s.verified = false }), doWait, LaneSimulated, time.Time{}},
+		"simulated: one asks for a read-back":                {with(calm(), sim, seen, asked), doVerify, "", time.Time{}},
+		"simulated: a storm costs a run a minute":            {with(calm(), sim, seen, func(s *situation) { s.relevant, s.lastCheck = 40, noon }), doWait, LaneSimulated, noon.Add(time.Minute)},
+		"simulated: failing":                                 {with(failing(parry.FailUnreachable), sim, seen, later), doCheck, "", time.Time{}},
+		"simulated: held":                                    {with(calm(), sim, held, pending), doWait, LaneHeld, time.Time{}},
+		"simulated: in panic":                                {with(calm(), sim, inPanic), doEmpty, "", time.Time{}},
+		"a simulated rule: shown when nothing else is to do": {with(calm(), func(s *situation) { s.simulated = 12 }), doCheck, "", time.Time{}},
+		"a simulated rule: after what is real":               {with(calm(), pending, func(s *situation) { s.simulated = 12 }), doApply, "", time.Time{}},
+		"a simulated rule: shown a minute ago":               {with(calm(), func(s *situation) { s.simulated, s.lastCheck = 12, noon }), doWait, LaneIdle, noon.Add(time.Minute)},
 		"panic: a hold makes no odds":                        {with(calm(), held, inPanic), doEmpty, "", time.Time{}},
 		"panic: nor does an approval":                        {with(failing(parry.FailApproval), inPanic, tried), doEmpty, "", time.Time{}},
 		"panic: a new one knows no backoff":                  {with(failing(parry.FailUnreachable), justTried, inPanic), doEmpty, "", time.Time{}},

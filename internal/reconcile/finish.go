@@ -36,6 +36,13 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 		t.run.State = parry.RunUnknown
 		t.mem.uncertain = true
 		until = t.now().Add(time.Second)
+	case t.simulates && v.failure == "":
+		f.Simulation = t.simulation(fctx)
+		if t.st.Simulate {
+			t.recovered(fctx, &f)
+		}
+	case t.simulates && !t.st.Simulate: // what is applied there is proved all the same
+		t.log.Warn("what simulated rules would do could not be shown", "run_id", t.run.ID, "failure", v.failure)
 	case v.failure != "" && t.trial != nil && v.failure.OfBundle():
 		until = t.refused(v, &f)
 	case v.failure != "":

@@ -51,6 +51,7 @@ type memory struct {
 	abandon   bool // a run could not be finished in the store
 	absent    bool // the store does not know the firewall
 
+	lastCheck                                 time.Time // of a simulation
 	lastTry, lastVerify, lastAdvance, lastEnd time.Time
 	exemptSent, exemptStale                   time.Time // when exemptions were last sent, and since when others are meant
 	triedRelevant, triedDirty, triedVerify    parry.Revision
@@ -221,6 +222,9 @@ func (l *lane) begin(ctx context.Context) error {
 		}
 		for i := range ch.Blocks {
 			b := &ch.Blocks[i]
+			if b.Simulated {
+				continue
+			}
 			if m.others = max(m.others, changed(b)); changed(b) > st.AppliedRev && fleet.Selects(b.Selector, fw) {
 				m.base = max(m.base, changed(b))
 			}
@@ -403,7 +407,8 @@ func (l *lane) situation(st parry.FirewallState, sc *scope) situation {
 	}
 	return situation{
 		exemptDue: l.exemptDue(&st),
-		now:       l.now(), state: st, relevant: newest, any: any,
+		simulated: l.r.view.simRelevant(sc), lastCheck: m.lastCheck,
+		now: l.now(), state: st, relevant: newest, any: any,
 		fresh: m.fresh, verified: m.verified, unread: st.ProvedAs != st.Digest && m.readAs != st.Digest, uncertain: m.uncertain, probation: m.probe != nil && (st.PanicRev == 0 || m.probe.run.Kind == parry.RunPanic), lifted: m.lifted, wordUsed: m.wordUsed,
 		lastTry: m.lastTry, lastVerify: m.lastVerify, lastAdvance: m.lastAdvance,
 		triedRelevant: m.triedRelevant, triedDirty: m.triedDirty, triedVerify: m.triedVerify,

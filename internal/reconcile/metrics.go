@@ -100,7 +100,7 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 func (m *metrics) ran(r *parry.Run) {
 	m.runs.WithLabelValues(r.Firewall, string(r.Kind), cmp.Or(string(r.Failure), string(parry.RunSucceeded))).Inc()
 	m.seconds.WithLabelValues(r.Firewall, string(r.Kind)).Observe(r.EndedAt.Sub(r.StartedAt).Seconds())
-	if r.State == parry.RunSucceeded {
+	if r.State == parry.RunSucceeded && r.Kind != parry.RunCheck {
 		m.proven.WithLabelValues(r.Firewall).Set(float64(r.EndedAt.UnixMilli()) / 1000)
 	}
 }

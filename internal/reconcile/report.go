@@ -108,7 +108,7 @@ func (t *try) blocks(ctx context.Context, r *parry.Report, applied parry.Revisio
 	}
 	for i := range ch.Blocks {
 		b := &ch.Blocks[i]
-		if b.Live() || b.Rev > applied || b.EndRev <= applied || !t.sc.has(b.Selector) {
+		if b.Live() || b.Simulated || b.Rev > applied || b.EndRev <= applied || !t.sc.has(b.Selector) {
 			continue
 		}
 		if r.WaitingN++; len(r.Waiting) < reportLines {

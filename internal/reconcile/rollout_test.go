@@ -268,7 +268,7 @@ func TestCheck_showsAndChangesNothing(t *testing.T) {
 			return run
 		}
 		before := w.state("fw-a")
-		if r := ask(newDigest); r.Kind != parry.RunCheck || r.State != parry.RunSucceeded || r.Bundle.Digest != newDigest || r.Got.Added != 1 {
+		if r := ask(newDigest); r.Kind != parry.RunCheck || r.State != parry.RunSucceeded || r.Bundle.Digest != newDigest || r.Got.Count != 1 {
 			t.Errorf("got %+v", r)
 		}
 		w.firewall("fw-a").set(func(f *firewall) { f.failsWith = map[string]parry.Failure{newDigest: parry.FailTask} })

@@ -31,6 +31,9 @@ type view struct {
 	blocks  map[parry.BlockID]standing
 	touched map[parry.Selector]parry.Revision // the newest change of a selector's blocks, since the view was first read
 	shifted map[parry.Selector]parry.Revision // the newest refresh that found the end of one moved
+
+	simulated  map[parry.BlockID]standing // blocks that are never applied, apart
+	simTouched map[parry.Selector]parry.Revision
 }
 
 // refresh brings the view to the store's present. It returns after a refresh that began after it was called.
@@ -46,9 +49,20 @@ func (v *view) refresh(ctx context.Context) error {
 	if v.blocks == nil {
 		v.blocks = make(map[parry.BlockID]standing, len(ch.Blocks))
 		v.touched, v.shifted = map[parry.Selector]parry.Revision{}, map[parry.Selector]parry.Revision{}
+		v.simulated, v.simTouched = map[parry.BlockID]standing{}, map[parry.Selector]parry.Revision{}
 	}
 	for i := range ch.Blocks {
 		b := &ch.Blocks[i]
+		_, was := v.simulated[b.ID]
+		if b.Simulated || was {
+			v.simTouched[b.Selector] = max(v.simTouched[b.Selector], changed(b))
+			if delete(v.simulated, b.ID); b.Simulated && b.Live() {
+				v.simulated[b.ID] = stand(b)
+			}
+		}
+		if b.Simulated {
+			continue
+		}
 		if b.Live() {
 			now := stand(b)
 			if was, ok := v.blocks[b.ID]; ok && was.expires != now.expires {
@@ -117,6 +131,31 @@ func (v *view) moved(s *scope) (newest parry.Revision) {
 		}
 	}
 	return newest
+}
+
+// simRelevant is the newest change of simulated blocks that concerns the scope.
+func (v *view) simRelevant(s *scope) (newest parry.Revision) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for sel, r := range v.simTouched {
+		if r > newest && s.has(sel) {
+			newest = r
+		}
+	}
+	return newest
+}
+
+// with copies the blocks that the scope means, those that are simulated too.
+func (v *view) with(s *scope) ([]standing, parry.Revision) {
+	out, rev := v.in(s)
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for _, b := range v.simulated {
+		if s.has(b.Selector) {
+			out = append(out, b)
+		}
+	}
+	return out, rev
 }
 
 // revision is the one as of which the view is.

@@ -522,7 +522,13 @@ func (w *world) Run(ctx context.Context, s ansible.Spec) (*ansible.Outcome, erro
 		}
 		if claim = keep; s.Kind == parry.RunCheck {
 			claim = f.held
-			out.Proof = &parry.Proof{SHA256: sumOf(claim), Count: len(claim), Added: len(keep), RunID: s.Vars["parry_run_id"].(string)}
+			out.Proof = &parry.Proof{SHA256: sumOf(claim), Count: len(claim), RunID: s.Vars["parry_run_id"].(string)}
+			for _, k := range keep {
+				if !slices.Contains(claim, k) {
+					out.Proof.Added++
+				}
+			}
+			out.Proof.Removed = len(claim) + out.Proof.Added - len(keep)
 			return out, nil
 		}
 		if !f.echo && f.liesWith != s.Bundle.Digest {

@@ -12,18 +12,19 @@ import (
 	"github.com/parry/parry/internal/parry"
 )
 
-const blockColumns = `id, key, rev, end_rev, end_reason, ended_by, ended_at, created_at, expires_at, count, last_at, reason, origin, created_by, widened, offence, promoted`
+const blockColumns = `id, key, rev, end_rev, end_reason, ended_by, ended_at, created_at, expires_at, count, last_at, reason, origin, created_by, widened, offence, promoted, simulated`
 
 // scanBlock reads blockColumns.
 func scanBlock(r *sql.Rows) (*block, error) {
 	b := &block{}
 	var key, reason, origin sql.RawBytes
-	var ended, created, expires, last int64
+	var ended, created, expires, last, simulated int64
 	err := r.Scan(&b.ID, &key, &b.Rev, &b.EndRev, &b.EndReason, &b.EndedBy, &ended, &created, &expires, &b.Count, &last, &reason, &origin,
-		&b.CreatedBy, &b.Widened, &b.Offence, &b.Promoted)
+		&b.CreatedBy, &b.Widened, &b.Offence, &b.Promoted, &simulated)
 	if err != nil {
 		return nil, err
 	}
+	b.Simulated = simulated != 0
 	b.key, b.Reason, b.Origin = string(key), string(reason), string(origin)
 	b.EndedAt, b.CreatedAt, b.ExpiresAt, b.LastAt = fromMicros(ended), fromMicros(created), fromMicros(expires), fromMicros(last)
 	b.Key, err = parseKey(b.key)

@@ -35,6 +35,8 @@
 //  7. MaxRules: a rule (family, destination, protocol, port, interface) that is not in use in scope and would be one too many is refused, or
 //     widened to its source, and 3 to 5 are decided again for that key. A rule is in use while a live block needs it and 24 hours after, because
 //     it stays on the firewall for so long. The source-only rule is counted and never refused: it is what everything else falls back to.
+//     A request of a simulated rule skips 6, 7 and 9, makes a block that is simulated, and refreshes none that is real. One that is not simulated
+//     passes by a simulated block of the key, and what it would make in 9 becomes of that.
 //  8. MaxBlocks, against the live blocks at this point of the batch.
 //  9. A new block. If none of the offender's stands, it is an offence: counted, and its rung is the least lifetime.
 //

@@ -38,9 +38,12 @@ func (t *tx) end(ids []any, why parry.EndReason, by string) (ended []parry.Block
 			if err != nil {
 				return err
 			}
+			ended = append(ended, b.ID)
+			if b.Simulated {
+				return nil
+			}
 			t.rule(&b.Key, -1)
 			t.event(parry.NotifyEnded, &b.Block, nil)
-			ended = append(ended, b.ID)
 			if why != parry.EndExpired {
 				early = append(early, b.Source)
 			}
@@ -127,7 +130,7 @@ func (s *Store) EndBlock(ctx context.Context, id parry.BlockID, l parry.Lift) (o
 		d.Grace, d.Forget = graceDetail(l), l.Forget
 		t.audit(parry.ActBlockEnd, string(id), d)
 		out, covered = b.Block, nil
-		return t.queryIn(`SELECT `+blockColumns+` FROM blocks WHERE end_rev = 0 AND source IN (%s)`, parents(b.Source), func(r *sql.Rows) error {
+		return t.queryIn(`SELECT `+blockColumns+` FROM blocks WHERE end_rev = 0 AND simulated = 0 AND source IN (%s)`, parents(b.Source), func(r *sql.Rows) error {
 			c, err := plainBlock(r)
 			if err == nil && (c.ExpiresAt.IsZero() || c.ExpiresAt.After(t.now)) {
 				covered = append(covered, c)

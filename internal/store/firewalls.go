@@ -61,10 +61,12 @@ func (s *Store) SyncFirewalls(ctx context.Context, fws []parry.Firewall) error {
 		for _, fw := range fws {
 			names = append(names, fw.Name)
 			err := t.exec(`INSERT INTO firewalls (name, listed, retiring, digest, applied_rev, dirty_rev, sent_rev, epoch, adopt, incident, proof,
-					proved_at, last_run) VALUES ($1, 1, 0, $2, 0, $3, $3, $3, 0, '', '', 0, '')
-				ON CONFLICT (name) DO UPDATE SET listed = 1, digest = excluded.digest, dirty_rev = excluded.dirty_rev,
+					proved_at, last_run, simulate) VALUES ($1, 1, 0, $2, 0, $3, $3, $3, 0, '', '', 0, '', $4)
+				ON CONFLICT (name) DO UPDATE SET listed = 1, digest = excluded.digest, simulate = excluded.simulate,
+					dirty_rev = CASE WHEN firewalls.digest <> excluded.digest OR firewalls.listed = 0 THEN excluded.dirty_rev ELSE firewalls.dirty_rev END,
 					retiring = CASE WHEN firewalls.listed = 1 THEN firewalls.retiring ELSE 0 END
-				WHERE firewalls.digest <> excluded.digest OR firewalls.listed = 0`, fw.Name, fw.Digest, int64(t.rev))
+				WHERE firewalls.digest <> excluded.digest OR firewalls.listed = 0 OR firewalls.simulate <> excluded.simulate`,
+				fw.Name, fw.Digest, int64(t.rev), flag(fw.Simulate))
 			if err != nil {
 				return err
 			}
@@ -83,7 +85,7 @@ const firewallQuery = `
 		coalesce(p.rev, 0), coalesce(p.called_by, ''), p.reason, coalesce(p.since, 0),
 		coalesce(q.rev, 0), coalesce(q.called_by, ''), q.reason, coalesce(q.since, 0),
 		coalesce((SELECT min(c.run_id) FROM checks c WHERE c.firewall = f.name), ''),
-		coalesce(v.id, ''), coalesce(v.state, ''), coalesce(v.expires_at, 0)
+		coalesce(v.id, ''), coalesce(v.state, ''), coalesce(v.expires_at, 0), f.simulate, f.simulation
 	FROM firewalls f LEFT JOIN holds h ON h.name = f.name LEFT JOIN holds a ON a.name = ''
 		LEFT JOIN panics p ON p.name = f.name LEFT JOIN panics q ON q.name = ''
 		LEFT JOIN approvals v ON v.firewall = f.name AND v.state IN ('waiting', 'approved', 'denied')`
@@ -113,15 +115,19 @@ func longer(a, b parry.Hold) parry.Hold {
 }
 
 func scanFirewall(r *sql.Rows) (f parry.FirewallState, err error) {
-	var listed, retiring, adopt, proved, decide int64
-	var inc, proof, drift string
+	var listed, retiring, adopt, proved, decide, simulate int64
+	var inc, proof, drift, simulation string
 	var own, all, panic, panicAll heldBy
 	var rev, revAll parry.Revision
 	dest := []any{&f.Name, &listed, &retiring, &f.Digest, &f.AppliedRev, &f.DirtyRev, &f.SentRev, &f.VerifyRev, &f.FactsRev, &f.Epoch, &adopt, &inc, &proof, &f.ProvedAs, &drift,
 		&proved, &f.LastRun}
 	if err = r.Scan(slices.Concat(dest, own.dest(), all.dest(), []any{&f.EmptiedRev, &rev}, panic.dest()[:3], []any{&revAll}, panicAll.dest()[:3],
-		[]any{&f.Check, &f.Approval.ID, &f.Approval.State, &decide})...); err != nil {
+		[]any{&f.Check, &f.Approval.ID, &f.Approval.State, &decide, &simulate, &simulation})...); err != nil {
 		return f, err
+	}
+	f.Simulate = simulate != 0
+	if err := fromJSON(simulation, &f.Simulation); err != nil {
+		return f, fmt.Errorf("simulation of %s: %w", f.Name, err)
 	}
 	f.Listed, f.Retiring, f.Adopt, f.Approval.ExpiresAt = listed != 0, retiring != 0, adopt != 0, fromMicros(decide)
 	f.ProvedAt, f.Hold = fromMicros(proved), longer(own.hold(), all.hold())

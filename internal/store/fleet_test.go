@@ -232,6 +232,53 @@ func approvalsAreAskedDecidedAndUsed(e *env) {
 	same(e, "pruned", pruned.Approvals, 5)
 }
 
+func simulatedBlocksAreEvidenceUntilARealOneIsAskedFor(e *env) {
+	e.sync("fw1@a~")
+	same(e, "simulated by the configuration", e.firewall("fw1").Simulate, true)
+	dirty := e.firewall("fw1").DirtyRev
+	e.sync("fw1@a")
+	same(e, "switched off", e.firewall("fw1").Simulate, false)
+	same(e, "nothing is dirty for it", e.firewall("fw1").DirtyRev, dirty)
+
+	ladder := &parry.Ladder{Rungs: []time.Duration{time.Minute, time.Minute}}
+	ask := func(simulate bool, change ...func(*parry.Admission)) parry.Admitted {
+		e.Helper()
+		a := e.askFor(at("203.0.113.7"), time.Hour)
+		if a.Simulate = simulate; !simulate {
+			a.Ladder = ladder
+		}
+		for _, c := range change {
+			c(&a)
+		}
+		return e.put(a)
+	}
+	made := ask(true)
+	same(e, "made", made.Created && made.Block.Simulated && made.Block.Offence == 0, true)
+	again := ask(true)
+	same(e, "refreshed", again.Block.ID == made.Block.ID && again.Block.Count == 2, true)
+	real := ask(false, func(a *parry.Admission) { a.MaxBlocks = 1 })
+	same(e, "the same block", real.Block.ID, made.Block.ID)
+	same(e, "is real, with its evidence", !real.Block.Simulated && real.Block.Count == 3 && real.Block.Offence == 1, true)
+	same(e, "its content has changed", real.Block.Rev > made.Block.Rev, true)
+	same(e, "as it is stored", e.block(real.Block.ID), real.Block)
+	end := real.Block.ExpiresAt
+	e.clock.Advance(30 * time.Minute)
+	shadow := ask(true)
+	same(e, "a simulated rule is evidence of it and refreshes it not", shadow.Block.Count == 4 && shadow.Block.ExpiresAt.Equal(end) && !shadow.Block.Simulated, true)
+	_, covered, err := e.EndBlock(e.Context(), e.put(e.ask("203.0.113.0/24")).Block.ID, lifted("anna"))
+	e.ok(err)
+	same(e, "nothing covers it", len(covered), 0)
+	_, _, err = e.EndBlock(e.Context(), real.Block.ID, lifted("anna"))
+	e.ok(err)
+	e.clock.Advance(time.Second)
+	ask(true)
+	tcp := at("203.0.113.7")
+	tcp.Protocol = parry.ProtoTCP
+	_, covered, err = e.EndBlock(e.Context(), e.put(e.askFor(tcp, time.Hour)).Block.ID, lifted("anna"))
+	e.ok(err)
+	same(e, "a simulated one covers nothing", len(covered), 0)
+}
+
 func wordsAreUsedUp(e *env) {
 	e.sync("fw1@a")
 	l := e.lane("fw1")

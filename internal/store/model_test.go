@@ -29,6 +29,7 @@ type world struct {
 type modelBlock struct {
 	source  string
 	live    bool
+	shadow  bool // only simulated rules have asked for it
 	expires time.Time
 	ended   time.Time
 	offence int
@@ -59,6 +60,7 @@ type modelFirewall struct {
 	proved         seen // the last good run's
 	dirty          int  // how often it was made dirty; proved.dirty is what the last good run had seen
 	held, incident bool
+	simulate       bool
 	panic, emptied bool // as called, and as proved since
 	rejected       map[parry.BlockID]bool
 	drift          map[parry.BlockID]bool // the blocks that a verify found missing; nil: none is told
@@ -83,7 +85,11 @@ func (w *world) configure() {
 	var names []string
 	for name, f := range w.fws {
 		if !f.gone {
-			names = append(names, fmt.Sprintf("%s@%d", name, f.digest))
+			name := fmt.Sprintf("%s@%d", name, f.digest)
+			if f.simulate {
+				name += "~"
+			}
+			names = append(names, name)
 		}
 	}
 	w.sync(names...)
@@ -116,8 +122,31 @@ func (w *world) put(source string, ttl time.Duration) {
 		return
 	}
 	same(w.env, "refreshed", r.Block.ID, id)
+	if b.shadow {
+		b.shadow, b.expires, b.offence = false, now.Add(ttl), w.offend(source, now)
+		return
+	}
 	if e := now.Add(ttl); e.After(b.expires) {
 		b.expires = e
+	}
+}
+
+// shadow is a request of a simulated rule.
+func (w *world) shadow(source string, ttl time.Duration) {
+	now := w.clock.Advance(time.Second)
+	a := w.askFor(at(source), ttl)
+	a.Simulate = true
+	r := w.env.put(a)
+	_, b := w.liveBlock(source)
+	if b != nil && !b.expires.After(now) {
+		b.end(b.expires)
+		b = nil
+	}
+	switch {
+	case b == nil:
+		w.blocks[r.Block.ID] = &modelBlock{source: source, live: true, shadow: true, expires: now.Add(ttl)}
+	case b.shadow && now.Add(ttl).After(b.expires):
+		b.expires = now.Add(ttl)
 	}
 }
 
@@ -125,7 +154,7 @@ func (w *world) put(source string, ttl time.Duration) {
 func (w *world) offend(source string, now time.Time) int {
 	var last time.Time
 	for _, b := range w.blocks {
-		if b.source == source && b.ended.After(last) {
+		if b.source == source && !b.shadow && b.ended.After(last) {
 			last = b.ended
 		}
 	}
@@ -180,7 +209,9 @@ func (w *world) begin() {
 	s := &seen{run: w.run(f.lane), ids: map[parry.BlockID]bool{}, dirty: f.dirty}
 	s.run.Revision = c.Revision
 	for id, b := range w.blocks {
-		s.ids[id] = b.live
+		if !b.shadow {
+			s.ids[id] = b.live
+		}
 	}
 	w.ok(w.BeginRun(w.Context(), s.run))
 	f.running = s
@@ -314,6 +345,13 @@ var events = map[string]func(*world){
 	},
 	"held":     func(w *world) { w.hold(parry.Hold{By: "anna", Since: w.clock.Now()}) },
 	"released": func(w *world) { w.hold(parry.Hold{}) },
+	"shadow":   func(w *world) { w.shadow(w.sources[0], 4*time.Hour) },
+	"simulation switched": func(w *world) {
+		if _, f := w.first(); f != nil {
+			f.simulate = !f.simulate
+			w.configure()
+		}
+	},
 	"panic": func(w *world) {
 		if name, f := w.first(); f != nil {
 			w.ok(w.Panic(w.Context(), []string{name}, parry.Hold{By: "anna", Since: w.clock.Now()}))
@@ -377,6 +415,10 @@ func (w *world) hold(h parry.Hold) {
 func (f *modelFirewall) want(id parry.BlockID, b *modelBlock) parry.State {
 	wasLive, known := f.proved.ids[id]
 	switch {
+	case b.shadow && b.live:
+		return parry.StateSimulated
+	case b.shadow:
+		return parry.StateLifted
 	case !b.live && (known && !wasLive || f.rejected[id] || f.panic && f.emptied):
 		return parry.StateLifted
 	case !b.live:
@@ -389,6 +431,8 @@ func (f *modelFirewall) want(id parry.BlockID, b *modelBlock) parry.State {
 		return parry.StateEnforced
 	case f.panic && !f.emptied && known:
 		return parry.StateLifting
+	case f.simulate:
+		return parry.StateSimulated
 	case f.held || f.panic:
 		return parry.StateHeld
 	case f.incident:

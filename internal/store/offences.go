@@ -48,7 +48,7 @@ func scanOffender(r *sql.Rows) (*offender, error) {
 // lastEnd is when the last of an offender's blocks has ended or will end; the greatest number for never, 0 when there are none. What was born
 // ended never blocked anything.
 const lastEnd = `SELECT coalesce(max(CASE WHEN end_rev = 0 AND expires_at = 0 THEN 9223372036854775807 WHEN end_rev = 0 THEN expires_at
-	WHEN ended_at > created_at THEN ended_at ELSE 0 END), 0) FROM blocks WHERE source BETWEEN $1 AND $2`
+	WHEN ended_at > created_at THEN ended_at ELSE 0 END), 0) FROM blocks WHERE simulated = 0 AND source BETWEEN $1 AND $2`
 
 // ownBlocks is the range of sources whose blocks are the offender's.
 func ownBlocks(p netip.Prefix) []any {
@@ -180,14 +180,14 @@ func (a *admitter) neighbours(p *put) (int, error) {
 	pr := p.Promote
 	seen := map[netip.Prefix]bool{p.Key.Source: true}
 	for _, b := range a.touched {
-		if b.Live() && b.Selector == p.Key.Selector && b.Source.Bits() > pr.Prefix.Bits() && pr.Prefix.Contains(b.Source.Addr()) {
+		if b.Live() && !b.Simulated && b.Selector == p.Key.Selector && b.Source.Bits() > pr.Prefix.Bits() && pr.Prefix.Contains(b.Source.Addr()) {
 			seen[b.Source] = true
 			if len(seen) >= pr.Sources {
 				return pr.Sources, nil
 			}
 		}
 	}
-	err := a.t.query(`SELECT DISTINCT source FROM blocks WHERE source > $1 AND source <= $2 AND selector = $3 AND last_at > $4
+	err := a.t.query(`SELECT DISTINCT source FROM blocks WHERE source > $1 AND source <= $2 AND selector = $3 AND last_at > $4 AND simulated = 0
 			AND (end_rev = 0 OR end_reason = 'expired' AND ended_at > created_at) LIMIT $5`,
 		[]any{sourceKey(pr.Prefix), sourceEnd(pr.Prefix), string(p.Key.Selector), micros(pr.Since), int64(pr.Sources)}, func(r *sql.Rows) error {
 			var key []byte

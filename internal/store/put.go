@@ -103,8 +103,8 @@ type admitter struct {
 // block is a row, with what becomes of it in this transaction.
 type block struct {
 	parry.Block
-	key            string
-	created, dirty bool
+	key                      string
+	created, realized, dirty bool // realized: a simulated one that has become a real one
 }
 
 type request struct {
@@ -284,10 +284,11 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 		return round(until)
 	}
 	until := end(p.Request.TTL)
-	to := block{Block: parry.Block{Key: p.Key}}
+	to := block{Block: parry.Block{Key: p.Key, Simulated: p.Simulate}}
+	var shadow *block // a simulated one of the key, of which a request that is none makes a real one
 	for promoted := false; ; {
 		k := formatKey(&to.Key)
-		b = a.live[k]
+		b, shadow = a.live[k], nil
 		if b != nil && !b.ExpiresAt.IsZero() && !b.ExpiresAt.After(t.now) {
 			a.end(b, parry.EndExpired)
 			a.expired = append(a.expired, b.ID)
@@ -296,7 +297,7 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 		deleted, ok := a.deleted[k]
 		late := !p.NoEnd && !until.After(t.now) || ok && deleted >= micros(event)
 		switch {
-		case b != nil && late:
+		case b != nil && (late || p.Simulate && !b.Simulated):
 			return b, false, nil
 		case late:
 			if b, err = a.newestEnded(k, to.Key); b != nil || err != nil {
@@ -306,6 +307,8 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 			b = a.create(p, k, &to)
 			a.end(b, parry.EndExpired)
 			return b, true, nil
+		case b != nil && b.Simulated && !p.Simulate:
+			shadow = b
 		case b != nil:
 			if p.Ladder != nil && p.LadderTTL && b.Offence > 0 {
 				until = end(max(p.Request.TTL, p.Ladder.Least(a.offender(b.Source).Rung)))
@@ -341,7 +344,7 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 		}
 		to.Key, to.Widened = w, what
 	}
-	if p.MaxBlocks > 0 && t.live >= p.MaxBlocks {
+	if p.MaxBlocks > 0 && shadow == nil && t.live >= p.MaxBlocks {
 		return nil, false, parry.Errorf(parry.KindRefused, "there are %d live blocks and no more than %d may be; lift some, or raise blocks.max_blocks",
 			t.live, p.MaxBlocks)
 	}
@@ -356,7 +359,18 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 		}
 		o.stand(to.ExpiresAt)
 	}
+	if shadow != nil {
+		return a.realize(shadow, &to), false, nil
+	}
 	return a.create(p, formatKey(&to.Key), &to), true, nil
+}
+
+// realize makes a real block of a simulated one, which keeps its id and its evidence.
+func (a *admitter) realize(b, to *block) *block {
+	b.Simulated, b.realized, b.Rev, b.ExpiresAt, b.Offence = false, true, a.t.rev, to.ExpiresAt, to.Offence
+	a.touch(b)
+	a.t.rule(&b.Key, 1)
+	return b
 }
 
 // create makes a block from what was decided of it.
@@ -367,7 +381,9 @@ func (a *admitter) create(p *put, k string, to *block) *block {
 	a.live[k], a.byID[b.ID] = b, b
 	a.touched = append(a.touched, b)
 	a.t.live++
-	a.t.rule(&b.Key, 1)
+	if !b.Simulated {
+		a.t.rule(&b.Key, 1)
+	}
 	return b
 }
 
@@ -378,7 +394,9 @@ func (a *admitter) end(b *block, why parry.EndReason) {
 	a.touch(b)
 	a.t.live--
 	a.t.ended++
-	a.t.rule(&b.Key, -1)
+	if !b.Simulated {
+		a.t.rule(&b.Key, -1)
+	}
 }
 
 func (a *admitter) touch(b *block) {

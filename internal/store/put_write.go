@@ -12,9 +12,9 @@ func (a *admitter) write() error {
 		a.event(b)
 		if !b.created {
 			err := t.exec(`UPDATE blocks SET changed_rev = $2, end_rev = $3, end_reason = $4, ended_at = $5, expires_at = $6, count = $7, last_at = $8,
-				reason = $9, origin = $10 WHERE id = $1`,
+				reason = $9, origin = $10, rev = $11, offence = $12, simulated = $13 WHERE id = $1`,
 				string(b.ID), int64(t.rev), int64(b.EndRev), string(b.EndReason), micros(b.EndedAt), micros(b.ExpiresAt), b.Count, micros(b.LastAt),
-				[]byte(b.Reason), []byte(b.Origin))
+				[]byte(b.Reason), []byte(b.Origin), int64(b.Rev), int64(b.Offence), flag(b.Simulated))
 			if err != nil {
 				return err
 			}
@@ -22,10 +22,10 @@ func (a *admitter) write() error {
 		}
 		rows = append(rows, string(b.ID), b.key, sourceKey(b.Source), string(b.Selector), int64(b.Rev), int64(t.rev), int64(b.EndRev),
 			string(b.EndReason), b.EndedBy, micros(b.EndedAt), micros(b.CreatedAt), micros(b.ExpiresAt), b.Count, micros(b.LastAt),
-			[]byte(b.Reason), []byte(b.Origin), b.CreatedBy, b.Widened, int64(b.Offence), int64(b.Promoted))
+			[]byte(b.Reason), []byte(b.Origin), b.CreatedBy, b.Widened, int64(b.Offence), int64(b.Promoted), flag(b.Simulated))
 	}
 	if err := t.insert(`INSERT INTO blocks (id, key, source, selector, rev, changed_rev, end_rev, end_reason, ended_by, ended_at, created_at,
-		expires_at, count, last_at, reason, origin, created_by, widened, offence, promoted) VALUES `, 20, rows, ``); err != nil {
+		expires_at, count, last_at, reason, origin, created_by, widened, offence, promoted, simulated) VALUES `, 21, rows, ``); err != nil {
 		return err
 	}
 	if err := t.insert(`INSERT INTO requests (block_id, slot, n, id, received_at, event_time, ttl, token_id, token_name, remote, origin, alert_id,
@@ -55,8 +55,8 @@ func (a *admitter) write() error {
 // event tells that a block began, or that one met its end here. One that did both is evidence only, and nobody's news.
 func (a *admitter) event(b *block) {
 	switch {
-	case len(a.t.w.s.subscriptions) == 0:
-	case b.created && b.Live():
+	case len(a.t.w.s.subscriptions) == 0, b.Simulated:
+	case (b.created || b.realized) && b.Live():
 		var first *parry.Request
 		for _, q := range a.requests {
 			if q.BlockID == b.ID {
@@ -65,7 +65,7 @@ func (a *admitter) event(b *block) {
 			}
 		}
 		a.t.event(parry.NotifyAdded, &b.Block, first)
-	case !b.created && b.EndRev == a.t.rev:
+	case !b.created && !b.realized && b.EndRev == a.t.rev:
 		a.t.event(parry.NotifyEnded, &b.Block, nil)
 	}
 }

@@ -142,6 +142,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		if err == nil && f.Tried != nil {
 			err = t.tried(&f.Run, f.Tried)
 		}
+		if err == nil && f.Simulation != nil {
+			err = t.exec(`UPDATE firewalls SET simulation = $2 WHERE name = $1`, f.Run.Firewall, toJSON(f.Simulation))
+		}
 		if err == nil {
 			err = t.approvals(&f)
 		}

@@ -71,7 +71,7 @@ var suite = []func(*env){
 	putWidensBeyondMaxRules, putAnswersBusyWhenTheQueueIsFull, putOutlivesItsCaller,
 	setExpiryMovesTheEnd, endBlockTellsWhatStillCovers, endBlocksEndsWhatMatches, endDueEndsWhatIsDue, exemptionEndsOverlappingBlocks,
 	blocksFilterAndPage, changesGiveWhatWasWritten, requestsPage,
-	firewallsComeAndGo, holdsOfOneAndAll, holdsEndByThemselves, panicEmptiesAndHolds, panicOfAllEndsForSome, approvalsAreAskedDecidedAndUsed, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned, sentIsWhatARunMayHaveBrought,
+	firewallsComeAndGo, holdsOfOneAndAll, holdsEndByThemselves, panicEmptiesAndHolds, panicOfAllEndsForSome, approvalsAreAskedDecidedAndUsed, simulatedBlocksAreEvidenceUntilARealOneIsAskedFor, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned, sentIsWhatARunMayHaveBrought,
 	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
 	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits, cancelledWritesAreDoneOrNot,
 	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold, pruneForgetsWhatNobodyDelivers,
@@ -249,7 +249,8 @@ func (e *env) sync(names ...string) {
 	var fws []parry.Firewall
 	for _, n := range names {
 		name, digest, _ := strings.Cut(n, "@")
-		fws = append(fws, parry.Firewall{Name: name, Digest: digest})
+		digest, simulate := strings.CutSuffix(digest, "~")
+		fws = append(fws, parry.Firewall{Name: name, Digest: digest, Simulate: simulate})
 	}
 	e.ok(e.SyncFirewalls(e.Context(), fws))
 }

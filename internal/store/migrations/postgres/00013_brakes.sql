@@ -36,3 +36,9 @@ CREATE TABLE approvals (
 );
 CREATE UNIQUE INDEX approvals_open ON approvals (firewall) WHERE state IN ('waiting', 'approved', 'denied');
 ALTER TABLE firewalls DROP COLUMN approved;
+
+-- By the configuration nothing is applied to the firewall; what its last run in check mode showed, JSON.
+ALTER TABLE firewalls ADD COLUMN simulate bigint NOT NULL DEFAULT 0;
+ALTER TABLE firewalls ADD COLUMN simulation text NOT NULL DEFAULT '';
+-- Only simulated rules have asked for the block.
+ALTER TABLE blocks ADD COLUMN simulated bigint NOT NULL DEFAULT 0;
