@@ -27,7 +27,7 @@ demo: ## a minute's tour on a lab firewall; KEEP=1 leaves it up
 
 test: ## all tests, with the race detector, on SQLite and PostgreSQL
 	@scripts/setup test
-	CI=1 $(GO) test -race $(AS_ROOT) -timeout 15m $(TESTFLAGS) $(PKG)
+	CI=1 $(GO) test -race $(AS_ROOT) -timeout 40m $(TESTFLAGS) $(PKG)
 
 bench: ## the figures: latency against bare Ansible, durable accepts, storm; BENCH= picks one
 	@scripts/setup test

@@ -94,7 +94,7 @@ func readyz(tb testing.TB, c *api.ClientWithResponses) string {
 	return string(r.Body)
 }
 
-const attacker, neighbour = "203.0.113.7", "203.0.113.8"
+const neighbour = other
 
 // holding tells whether every firewall drops, or none drops, what comes from an address.
 func (s *both) holding(source string, want bool) func() bool {
