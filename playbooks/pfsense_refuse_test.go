@@ -42,8 +42,8 @@ func TestApply_aConfigurationSavedMeanwhileIsNotOverwritten(t *testing.T) {
 	f.Fault("slow", "2", "pf") // the load of the ruleset takes so long
 	done := make(chan answer)
 	go func() { done <- f.apply(mixed, nil) }()
-	for { // the table files are in place before the load
-		if files, _ := filepath.Glob(filepath.Join(f.Root, "var/db/aliastables/parry_*.txt")); len(files) == 7 {
+	for { // the table files, seven and that of the exemptions, are in place before the load
+		if files, _ := filepath.Glob(filepath.Join(f.Root, "var/db/aliastables/parry_*.txt")); len(files) == 8 {
 			break
 		}
 		select {

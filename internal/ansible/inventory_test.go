@@ -131,8 +131,8 @@ func TestLoadInventory_takesTheExampleThatIsShipped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(hosts) != 4 {
-		t.Errorf("got %d hosts, want 4", len(hosts))
+	if len(hosts) != 5 {
+		t.Errorf("got %d hosts, want 5", len(hosts))
 	}
 	for name, h := range hosts {
 		if h.Err != nil {

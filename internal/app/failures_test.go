@@ -64,7 +64,7 @@ func (p *pair) replace(path, from, to string) {
 func (p *pair) breakBundle(file, from, to string) {
 	p.tb.Helper()
 	p.replace(filepath.Join(p.bundle("broken"), file), from, to)
-	p.replace(p.config, "name: fw-a", "name: fw-a, bundle: broken")
+	p.replace(p.config, "name: fw-a, bundle: pfsense", "name: fw-a, bundle: broken")
 }
 
 // remember changes what fw-a remembers of who holds it, after a parry has held it.
@@ -243,7 +243,7 @@ func TestReject_oneBadEntryAmongAHundredStopsNoOther(t *testing.T) {
 	for i := range 100 {
 		block(t, c, api.BlockRequest{Source: fmt.Sprintf("203.0.113.%d", i+1)}, "")
 	}
-	bad := block(t, c, api.BlockRequest{Source: "198.51.100.7", Destination: "198.18.0.2"}, "60s")
+	bad := block(t, c, api.BlockRequest{Source: "198.51.100.7", Destination: "198.18.0.10"}, "60s")
 	if bad.State != "rejected" || bad.Status[0].Reason == "" {
 		t.Errorf("the bad one: %+v", bad)
 	}

@@ -317,7 +317,7 @@ var events = map[string]func(*world){
 		w.ok(err)
 		for _, b := range w.blocks {
 			if !b.expires.After(now) {
-				b.end(now)
+				b.end(b.expires)
 			}
 		}
 	},

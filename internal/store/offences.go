@@ -45,10 +45,11 @@ func scanOffender(r *sql.Rows) (*offender, error) {
 	return o, err
 }
 
-// lastEnd is when the last of an offender's blocks has ended or will end; the greatest number for never, 0 when there are none. What was born
-// ended never blocked anything.
+// lastEnd is when the last of an offender's blocks has ended or will end; the greatest number for never, 0 when there are none. What expired
+// ended at its time, whenever that was noticed; what was born ended never blocked anything.
 const lastEnd = `SELECT coalesce(max(CASE WHEN end_rev = 0 AND expires_at = 0 THEN 9223372036854775807 WHEN end_rev = 0 THEN expires_at
-	WHEN ended_at > created_at THEN ended_at ELSE 0 END), 0) FROM blocks WHERE simulated = 0 AND source BETWEEN $1 AND $2`
+	WHEN ended_at <= created_at THEN 0 WHEN end_reason = 'expired' THEN expires_at ELSE ended_at END), 0)
+	FROM blocks WHERE simulated = 0 AND source BETWEEN $1 AND $2`
 
 // ownBlocks is the range of sources whose blocks are the offender's.
 func ownBlocks(p netip.Prefix) []any {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,6 +80,17 @@ func (r *Rig) Service() *Service {
 	return &Service{ClientWithResponses: shared.client, r: r, gate: g}
 }
 
+// ownHost is a loopback address of this process alone.
+func ownHost() string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 64+pid>>16, pid>>8&255, pid&255)
+}
+
+var ownPorts atomic.Int32
+
+// ownAddr gives each caller a port of its own, beneath those that the kernel gives away: it stays the caller's while nobody listens.
+func ownAddr() string { return fmt.Sprintf("%s:%d", ownHost(), 10_000+ownPorts.Add(1)) }
+
 // Down refuses connections. Stuck takes them and never answers. Up is as at first.
 func (s *Service) Down()  { s.gate.shut() }
 func (s *Service) Stuck() { s.gate.open(s.r.T, true) }
@@ -128,7 +140,7 @@ func serve() (err error) {
 		"inventory.yml": "all: {hosts: {fw-a: {ansible_host: 192.0.2.1, ansible_user: admin}}}\n",
 		"known_hosts":   "",
 		"parry.yaml": fmt.Sprintf(`
-listen: 127.93.%d.1:0
+listen: %s:0
 socket: %s/s
 state_dir: %[2]s/state
 bundles: %[2]s/playbooks
@@ -136,7 +148,7 @@ ansible: {inventory: %[2]s/inventory.yml, known_hosts: %[2]s/known_hosts}
 firewalls: [{name: fw-a, bundle: pfsense, interface: wan}]
 exemptions: [{prefix: %[3]s/32, reason: our resolver}]
 hooks: {honour_delete: true}
-`, os.Getpid()%250, dir, Resolver),
+`, ownHost(), dir, Resolver),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			return err
@@ -186,10 +198,8 @@ type gate struct {
 
 func newGate(t *testing.T, to string) *gate {
 	t.Helper()
-	host, _, _ := net.SplitHostPort(to)
-	g := &gate{to: to, addr: net.JoinHostPort(host, "0")}
+	g := &gate{to: to, addr: ownAddr()}
 	g.open(t, false)
-	g.addr = g.ln.Addr().String()
 	t.Cleanup(g.shut)
 	return g
 }

@@ -17,7 +17,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -67,9 +66,8 @@ type Stub struct {
 // Stub makes one that is up, and configures the script for it.
 func (r *Rig) Stub() *Stub {
 	r.Helper()
-	s := &Stub{t: r.T, Addr: fmt.Sprintf("127.94.%d.%d:8443", os.Getpid()%250, r.n)}
-	host, _, _ := net.SplitHostPort(s.Addr)
-	s.cert = SelfSigned(r.T, host)
+	s := &Stub{t: r.T, Addr: ownAddr()}
+	s.cert = SelfSigned(r.T, ownHost())
 	r.url = "https://" + s.Addr
 	r.Write("ca.pem", PEM(s.cert))
 	r.Write("token", Token+"\n")
