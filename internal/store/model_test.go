@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -506,7 +508,7 @@ func TestDerivedStates_everyPair(t *testing.T) {
 	}
 }
 
-// Longer sequences of events, drawn at random.
+// Longer sequences of events, drawn at random. PARRY_SEQUENCES sets how many hundreds of them on SQLite.
 func TestDerivedStates_anySequence(t *testing.T) {
 	t.Parallel()
 	for _, eng := range engines {
@@ -515,11 +517,11 @@ func TestDerivedStates_anySequence(t *testing.T) {
 			e := newEnv(t, eng.open(t))
 			n := 0
 			names := slices.Sorted(maps.Keys(events))
-			rounds := 1 // of rapid's hundred
-			if eng.name == "sqlite" {
-				rounds = 100 // 10,000 sequences
+			hundreds := 1 // rapid's measure
+			if n, err := strconv.Atoi(os.Getenv("PARRY_SEQUENCES")); err == nil && eng.name == "sqlite" {
+				hundreds = n
 			}
-			for range rounds {
+			for range hundreds {
 				rapid.Check(t, func(rt *rapid.T) {
 					w := newWorld(e, n)
 					n++

@@ -449,7 +449,7 @@ func pruneForgetsOffenders(e *env) {
 	_, _, err := e.EndBlock(e.Context(), id, parry.Lift{By: "anna", Grace: 100 * day})
 	e.ok(err)
 	e.put(e.offend("203.0.113.9"))
-	_, err = e.SetExpiry(e.Context(), e.put(e.offend("203.0.113.9")).Block.ID, e.clock.Now().Add(60*day), "anna")
+	_, err = e.SetExpiry(e.Context(), e.put(e.offend("203.0.113.9")).Block.ID, e.clock.Now().Add(120*day), "anna")
 	e.ok(err)
 	prune := func() int64 {
 		_, err := e.EndDue(e.Context(), e.clock.Now())

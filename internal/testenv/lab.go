@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // labPatience bounds every call of a lab script; starting one takes well under a second.
@@ -179,6 +181,14 @@ func (l *Lab) Rules() string {
 // Tables are pf's loaded tables: name to entries, in pf's order.
 func (l *Lab) Tables() map[string][]string {
 	l.tb.Helper()
+	lock, err := os.OpenFile(filepath.Join(l.Root, ".lab/pf/lock"), os.O_CREATE|os.O_RDONLY, 0o644) // pfctl's
+	if err != nil {
+		l.tb.Fatal(err)
+	}
+	defer func() { _ = lock.Close() }()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH); err != nil {
+		l.tb.Fatal(err)
+	}
 	tables := make(map[string][]string)
 	for line := range strings.Lines(l.file(".lab/pf/index")) {
 		name, _, _ := strings.Cut(line, " ")
