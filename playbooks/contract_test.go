@@ -499,7 +499,7 @@ func (l linuxLab) drops(source string) bool {
 	if strings.Contains(source, ":") {
 		to = server6
 	}
-	for range 5 {
+	for range 2 {
 		if l.net.Ping(source, to) == nil {
 			return false
 		}
