@@ -82,9 +82,9 @@ func TestRun_silentListenerIsEndedAtTheDeadline(t *testing.T) {
 	defer func() { _ = ln.Close() }()
 	s := g.spec(t, "")
 	s.Host.Port = ln.Addr().(*net.TCPAddr).Port
-	s.Deadline = 3 * time.Second
+	s.Deadline = 8 * time.Second
 	o := g.run(t, s)
-	o.want(t, parry.RunUnknown, parry.FailTimeout, "deadline of 3s")
+	o.want(t, parry.RunUnknown, parry.FailTimeout, "deadline of 8s")
 	if o.Wall < s.Deadline || o.Wall > s.Deadline+late {
 		t.Errorf("it took %s", o.Wall)
 	}

@@ -138,7 +138,7 @@ func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
 		"an ssh that hangs before the login": {want: "unreachable", breaks: func(p *pair) { p.reroute(func(net.Conn) {}) }},
 		"an ssh that hangs after the login":  {want: "unreachable", breaks: func(p *pair) { p.reroute(p.freeze) }},
 		"timeout": {breaks: func(p *pair) {
-			p.replace(p.config, "known_hosts: known_hosts", "known_hosts: known_hosts, deadline: 4s, grace: 1s")
+			p.replace(p.config, "known_hosts: known_hosts", "known_hosts: known_hosts, deadline: 12s, grace: 1s")
 			p.a.Fault("hang", "pf")
 		}},
 		"unreachable": {breaks: func(p *pair) { p.a.Stop() }},

@@ -1,8 +1,6 @@
 package lists_test
 
 import (
-	"fmt"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -11,18 +9,15 @@ import (
 
 	"github.com/parry/parry/internal/lists"
 	"github.com/parry/parry/internal/parry"
-	"github.com/parry/parry/internal/store"
 )
 
 // TestLists_memoryIsWhatTheStoreHolds does anything in any order, and after each step holds what is in memory against lists that were read anew, and
 // lookups against the longest prefix that stands by the entries' own ends.
 func TestLists_memoryIsWhatTheStoreHolds(t *testing.T) {
 	t.Parallel()
-	n := 0
+	e := newEnv(t)
 	rapid.Check(t, func(rt *rapid.T) {
-		n++
-		e := newEnvOn(t, store.Options{Path: filepath.Join(t.TempDir(), fmt.Sprint(n, ".db"))})
-		defer e.store.Close()
+		defer func() { _ = e.Delete(t.Context(), "nets", "anna") }()
 		mode := rapid.SampledFrom(parry.Refreshes).Draw(rt, "mode")
 		e.list("nets", parry.ListCIDR, func(l *parry.List) { l.Refresh, l.MaxTTL, l.Capacity = mode, 0, 4 })
 		keys := rapid.SampledFrom([]string{"10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1", "10.2.0.0/16", "2001:db8::/32", "2001:db8::1"})
