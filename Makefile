@@ -31,7 +31,7 @@ test: ## all tests, with the race detector, on SQLite and PostgreSQL
 	@scripts/setup test
 	CI=1 $(GO) test $(RACE) $(AS_ROOT) -timeout 40m $(TESTFLAGS) $(PKG)
 ifeq ($(PKG)$(TESTFLAGS),./...)
-	PARRY_SEQUENCES=100 $(GO) test $(AS_ROOT) -run TestDerivedStates_anySequence ./internal/store # 10,000, for which the race detector is too slow
+	CI=1 PARRY_SEQUENCES=100 $(GO) test $(AS_ROOT) -run TestDerivedStates_anySequence ./internal/store # 10,000, for which the race detector is too slow
 endif
 
 bench: ## the figures: latency against bare Ansible, durable accepts, storm; BENCH= picks one

@@ -443,6 +443,15 @@ func promotionOfManyAtOnce(e *env) {
 	same(e, "a second try counts nothing", rs[0].Block.Count, 61)
 }
 
+// parry was away while a block ran out: the decay began at its end, not when that was noticed.
+func offencesDecayFromAnEndNoticedLate(e *env) {
+	e.put(e.offend("203.0.113.7"))
+	e.clock.Advance(time.Hour + 30*day)
+	_, err := e.EndDue(e.Context(), e.clock.Now())
+	e.ok(err)
+	e.wantOffence("beyond the window", "203.0.113.7", 1, time.Hour)
+}
+
 func pruneForgetsOffenders(e *env) {
 	e.put(e.offend("203.0.113.7"))
 	id := e.put(e.offend("203.0.113.8")).Block.ID

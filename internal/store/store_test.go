@@ -64,7 +64,7 @@ var suite = []func(*env){
 	offencesClimbTheLadder, offencesDecay, offencesDecayFromTheTrueEnd, refreshesAreNoOffences, offencesLastAsLongAsABlockStands,
 	offencesOfIPv6CountByNetwork, offencesHoldToCapsAndExplicitTTLs, oneOffenceOfManyAtOnce, offencesAreNotCountedTwice,
 	refusedRequestsAreNoOffences, unblockGivesGrace, graceEndsByItselfOrByAnOperator, promotionAtTheFifthSource,
-	promotionKnowsWhatSpeaksAgainstIt, promotionOfManyAtOnce, pruneForgetsOffenders,
+	promotionKnowsWhatSpeaksAgainstIt, promotionOfManyAtOnce, offencesDecayFromAnEndNoticedLate, pruneForgetsOffenders,
 	putStoresEverything, putRefreshesTheLiveBlock, putNeverShortens, putHoldsToTheCap, putCountsTTLFromTheEvent, putWithoutEndStaysWithoutEnd,
 	putPastItsTimeIsEvidenceOnly, putOlderThanADeleteIsEvidenceOnly, putMeetsADueBlock, putKeepsFirstAndLastRequests, putTellsKeysApart,
 	putRepeatsAnAnswer, putRefusesAKeyWithAnotherBody, putForgetsNothingTwice, putIsolatesABadRow, putHoldsToMaxBlocks, putHoldsToMaxRules,
