@@ -103,7 +103,7 @@ func NewMail(o MailOptions) (*Mail, error) {
 	default:
 		return nil, fmt.Errorf("security %q: write plain, starttls or tls", o.Security)
 	}
-	l, err := net.Listen("tcp", o.Addr)
+	l, err := Listen(o.Addr)
 	if err != nil {
 		return nil, err
 	}

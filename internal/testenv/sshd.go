@@ -29,7 +29,7 @@ type SSHD struct {
 	config string
 	wg     sync.WaitGroup
 	mu     sync.Mutex
-	ln     *net.TCPListener
+	ln     net.Listener
 	live   map[int]bool // process groups
 	count  int
 }
@@ -111,7 +111,7 @@ func (s *SSHD) Start() {
 
 func (s *SSHD) listen(port int) {
 	s.tb.Helper()
-	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: s.Addr.AsSlice(), Port: port})
+	ln, err := Listen(netip.AddrPortFrom(s.Addr, uint16(port)).String())
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -120,11 +120,11 @@ func (s *SSHD) listen(port int) {
 	s.mu.Unlock()
 	s.wg.Go(func() {
 		for {
-			c, err := ln.AcceptTCP()
+			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			s.serve(c)
+			s.serve(c.(*net.TCPConn))
 		}
 	})
 }

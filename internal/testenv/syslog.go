@@ -85,7 +85,7 @@ func (s *Syslog) packets(tb testing.TB, network, addr string) error {
 }
 
 func (s *Syslog) streams(tb testing.TB, network, addr string) error {
-	l, err := net.Listen("tcp", addr)
+	l, err := Listen(addr)
 	if err != nil {
 		return err
 	}

@@ -222,7 +222,7 @@ func (g *gate) shut() {
 func (g *gate) open(t *testing.T, stuck bool) {
 	t.Helper()
 	g.shut()
-	ln, err := net.Listen("tcp", g.addr)
+	ln, err := testenv.Listen(g.addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/parry/parry/internal/testenv"
 )
 
 // Token is the one that a stub knows.
@@ -106,7 +108,7 @@ func PEM(c tls.Certificate) string {
 // Up begins to listen, with TLS 1.2 as the oldest hosts know it.
 func (s *Stub) Up() {
 	s.t.Helper()
-	ln, err := net.Listen("tcp", s.Addr)
+	ln, err := testenv.Listen(s.Addr)
 	if err != nil {
 		s.t.Fatal(err)
 	}
