@@ -1,4 +1,3 @@
--- +goose Up
 ALTER TABLE state ADD COLUMN lists bigint NOT NULL DEFAULT 0; -- revision of the last change to an active list
 
 CREATE TABLE lists (

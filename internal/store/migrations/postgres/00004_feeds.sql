@@ -1,4 +1,3 @@
--- +goose Up
 
 -- Who fetches which feed, in which form, and what it has. The token's name as it was then.
 CREATE TABLE feed_readers (

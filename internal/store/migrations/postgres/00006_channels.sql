@@ -1,4 +1,3 @@
--- +goose Up
 -- A storm's notifications wait behind all others.
 ALTER TABLE deliveries ADD COLUMN bulk bigint NOT NULL DEFAULT 0;
 DROP INDEX deliveries_open;

@@ -1,4 +1,3 @@
--- +goose Up
 -- Which copy of a bundle firewalls stay on by an operator's word; an empty firewall is every one of the bundle.
 CREATE TABLE pins (
     bundle   text COLLATE "C" NOT NULL,

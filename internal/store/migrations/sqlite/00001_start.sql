@@ -1,4 +1,3 @@
--- +goose Up
 -- Times are Unix microseconds, 0 for none. Free text is bytes.
 
 -- The counter that every writing transaction takes first, and exact counts beside it.

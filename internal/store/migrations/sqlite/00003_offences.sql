@@ -1,4 +1,3 @@
--- +goose Up
 -- What is known of each offender: an IPv4 address, an IPv6 /64, or a wider prefix that was blocked itself.
 CREATE TABLE offences (
     source      blob  NOT NULL PRIMARY KEY, -- as in blocks

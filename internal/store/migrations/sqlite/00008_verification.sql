@@ -1,4 +1,3 @@
--- +goose Up
 -- What a verify found to differ from what was proved, as JSON, empty for nothing; the machine that answered last; the firewall's digest at the
 -- last proof.
 ALTER TABLE firewalls ADD COLUMN drift text NOT NULL DEFAULT '';

@@ -1,4 +1,3 @@
--- +goose Up
 -- Who did what: rows are only added, each with the hash of the one before. Package audit has the form. What is at or before base was pruned.
 CREATE TABLE audit (
     seq        integer PRIMARY KEY,
