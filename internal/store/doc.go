@@ -15,8 +15,8 @@
 // # Group commit
 //
 // One goroutine writes. It takes what queued while the last commit was on, at most 512 operations, runs them in one transaction, commits
-// and only then answers. No timer: a lone caller waits for nothing but its own commit. An operation that is refused has written nothing, and
-// the others go on. When the transaction fails, each operation is tried once more in a transaction of its own; ids were made beforehand and
+// and only then answers. Where the last commit answered many and few have come since, it waits a moment for half of them; a lone
+// caller waits for nothing but its own commit. An operation that is refused has written nothing, and the others go on. When the transaction fails, each operation is tried once more in a transaction of its own; ids were made beforehand and
 // are looked up then, so that a commit which succeeded although its answer was lost counts nothing twice. A caller's cancelled context
 // ends its waiting, never the batch.
 //

@@ -29,7 +29,7 @@ func (t *tx) block(id parry.BlockID) (b *block, err error) {
 // end ends those of the blocks that live, and gives their ids.
 func (t *tx) end(ids []any, why parry.EndReason, by string) (ended []parry.BlockID, err error) {
 	var early []netip.Prefix
-	for _, part := range chunks(ids, 1, 64) {
+	for _, part := range chunks(ids, 64) {
 		q := `UPDATE blocks SET end_rev = $1, changed_rev = $1, end_reason = $2, ended_by = $3, ended_at = $4
 			WHERE end_rev = 0 AND id IN (` + placeholders(5, len(part)) + `) RETURNING ` + blockColumns
 		args := append([]any{int64(t.rev), string(why), by, micros(t.now)}, part...)
@@ -172,7 +172,7 @@ func (s *Store) EndBlocks(ctx context.Context, f parry.BlockFilter, ok func(*par
 	if dry {
 		return out, nil
 	}
-	for _, part := range chunks(found, 1, endBatch) {
+	for _, part := range chunks(found, endBatch) {
 		n := 0
 		if err := s.write(ctx, "end the blocks that match", func(t *tx) error {
 			ended, err := t.end(part, parry.EndDeleted, l.By)

@@ -98,7 +98,7 @@ func (t *tx) newListing(l list, puts []parry.ListPut) (*listing, error) {
 		}
 	}
 	const q = `SELECT ` + entryColumns + ` FROM list_entries WHERE list_id = $1 AND key IN (%s)`
-	for _, part := range chunks(keys, 1, 64) {
+	for _, part := range chunks(keys, 64) {
 		st, err := t.list(q, len(part), func() string { return fmt.Sprintf(q, placeholders(2, len(part))) })
 		if err != nil {
 			return nil, err

@@ -242,7 +242,7 @@ func (s *Store) sweepLists(ctx context.Context, now time.Time) (total int64, err
 				if n = int64(len(keys)); err != nil {
 					return err
 				}
-				for _, part := range chunks(keys, 1, 64) {
+				for _, part := range chunks(keys, 64) {
 					if err := t.exec(`DELETE FROM list_entries WHERE list_id = $1 AND key IN (`+placeholders(2, len(part))+`)`,
 						append([]any{l.id}, part...)...); err != nil {
 						return err

@@ -106,6 +106,8 @@ func (e *postgres) batchContext() (context.Context, context.CancelFunc) {
 
 func (e *postgres) rowsPerInsert() int { return 64 }
 
+func (e *postgres) placeholders(from, n int) string { return placeholders(from, n) }
+
 func (e *postgres) notify(t *tx, what wakes) error {
 	return t.query(`SELECT pg_notify('`+pgChannel+`', $1)`, []any{fmt.Sprintf("%d %s", what, e.id)}, func(*sql.Rows) error { return nil })
 }

@@ -80,6 +80,8 @@ type engine interface {
 	batchContext() (context.Context, context.CancelFunc)
 	// rowsPerInsert is how many rows best share a statement.
 	rowsPerInsert() int
+	// placeholders is a list for n arguments from the given one on, which come in this order and are the statement's only ones.
+	placeholders(from, n int) string
 	// notify tells other replicas, within the transaction, what will have changed.
 	notify(t *tx, what wakes) error
 	// watch fires the wakes of other replicas until ctx ends.
