@@ -511,17 +511,17 @@ func TestDerivedStates_everyPair(t *testing.T) {
 // Longer sequences of events, drawn at random. PARRY_SEQUENCES sets how many hundreds of them on SQLite.
 func TestDerivedStates_anySequence(t *testing.T) {
 	t.Parallel()
+	names := slices.Sorted(maps.Keys(events))
 	for _, eng := range engines {
-		t.Run(eng.name, func(t *testing.T) {
-			t.Parallel()
-			e := newEnv(t, eng.open(t))
-			n := 0
-			names := slices.Sorted(maps.Keys(events))
-			hundreds := 1 // rapid's measure
-			if n, err := strconv.Atoi(os.Getenv("PARRY_SEQUENCES")); err == nil && eng.name == "sqlite" {
-				hundreds = n
-			}
-			for range hundreds {
+		hundreds := 1 // rapid's measure
+		if n, err := strconv.Atoi(os.Getenv("PARRY_SEQUENCES")); err == nil && eng.name == "sqlite" {
+			hundreds = n
+		}
+		for i := range hundreds {
+			t.Run(fmt.Sprintf("%s/%d", eng.name, i+1), func(t *testing.T) {
+				t.Parallel()
+				e := newEnv(t, eng.open(t))
+				n := 0
 				rapid.Check(t, func(rt *rapid.T) {
 					w := newWorld(e, n)
 					n++
@@ -533,7 +533,7 @@ func TestDerivedStates_anySequence(t *testing.T) {
 					}
 					w.leave()
 				})
-			}
-		})
+			})
+		}
 	}
 }
