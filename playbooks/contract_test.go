@@ -383,8 +383,7 @@ func TestContract_flushEmptiesAndHoldsUntilAdopted(t *testing.T) {
 		if a.Failed || !a.Changed || a.Parry.Removed != len(entries) || !a.Parry.Held {
 			t.Errorf("flush answered %+v", a)
 		}
-		verify("r-02", "test", 3, true)
-		verify("r-03", "test", 3, true, "--check")
+		verify("r-02", "test", 3, true, "--check")
 		if a := f.play("flush.yml", nil); a.Failed || a.Changed {
 			t.Errorf("second flush: %+v", a)
 		}
@@ -511,9 +510,6 @@ func (l linuxLab) damage() map[string]func() {
 	by := func(command string) func() { return func() { l.t.Helper(); l.SSH(command) } }
 	return map[string]func(){
 		"an entry was taken out":        by("nft delete element inet parry ip4_32_if_wan '{ 203.0.113.10 }'"),
-		"a set was flushed":             by("nft flush set inet parry ip4_32_if_wan"),
-		"the rules were flushed":        by("nft flush chain inet parry sources"),
-		"an accept rule was put ahead":  by("nft insert rule inet parry prerouting accept"),
 		"the whole ruleset was flushed": by("nft flush ruleset"),
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/parry/parry/internal/testenv"
 )
 
-// firewall is a lab firewall and the Ansible host's view of it: an inventory, and the bundle's playbooks run by real ansible-playbook.
+// firewall is a lab firewall and the Ansible host's view of it: an inventory, and the bundle's playbooks run by real Ansible.
 type firewall struct {
 	*testenv.Lab
 	t   *testing.T
@@ -104,6 +104,17 @@ func manage(t *testing.T, lab *testenv.Lab) *firewall {
 	return f
 }
 
+var ansible testenv.Ansible
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := ansible.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "ansible:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
 // play runs one of the bundle's playbooks with extra variables.
 func (f *firewall) play(book string, v vars, args ...string) answer {
 	f.t.Helper()
@@ -113,15 +124,19 @@ func (f *firewall) play(book string, v vars, args ...string) answer {
 	if v != nil {
 		argv = append(argv, "-e", "@"+f.write(fmt.Sprint("vars", f.run, ".json"), f.json(v)))
 	}
-	cmd := exec.CommandContext(f.t.Context(), "ansible-playbook", argv...)
-	cmd.Env = append(os.Environ(), "ANSIBLE_CALLBACKS_ENABLED=tree", "ANSIBLE_CALLBACK_TREE_DIR="+results, "ANSIBLE_INVENTORY_ENABLED=yaml",
-		"ANSIBLE_LOCAL_TEMP="+filepath.Join(f.dir, "tmp"), "ANSIBLE_SSH_CONTROL_PATH_DIR="+filepath.Join(f.dir, "cp"), "ANSIBLE_NOCOLOR=1",
-		"ANSIBLE_SSH_ARGS=-o ControlMaster=no")
-	out, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil {
-		f.t.Fatalf("start ansible-playbook: %v", err)
+	output := results + ".out"
+	status, err := ansible.Play(f.t.Context(), argv, map[string]string{
+		"ANSIBLE_CALLBACKS_ENABLED": "tree", "ANSIBLE_CALLBACK_TREE_DIR": results, "ANSIBLE_INVENTORY_ENABLED": "yaml", "ANSIBLE_NOCOLOR": "1",
+		"ANSIBLE_SSH_CONTROL_PATH_DIR": filepath.Join(f.dir, "cp"), "ANSIBLE_SSH_ARGS": "-o ControlMaster=no",
+	}, output)
+	if err != nil {
+		f.t.Fatal(err)
 	}
-	a := answer{Status: cmd.ProcessState.ExitCode(), Output: string(out)}
+	out, err := os.ReadFile(output)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	a := answer{Status: status, Output: string(out)}
 	b, err := os.ReadFile(filepath.Join(results, f.Name))
 	if err != nil {
 		f.t.Fatalf("%s answered nothing: %v\n%s", book, err, out)

@@ -65,6 +65,7 @@ func StartSSHD(tb testing.TB) *SSHD {
 	s.write(s.config, fmt.Sprintf(`HostKey %s
 AuthorizedKeysFile %s.pub
 StrictModes no
+KexAlgorithms curve25519-sha256
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
