@@ -16,9 +16,12 @@ TESTFLAGS ?=
 BENCH ?= .
 # The race detector watches all but SQLite's C, which a machine has translated to Go: there it finds nothing of ours and makes it four times as slow.
 RACE := -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc=-race=false
+ifeq ($(PKG)$(TESTFLAGS),$(ALL))
+SEQUENCES := sequences
+endif
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec 'sudo -E -H')
 
-.PHONY: build demo test bench lint generate check-generated clean help
+.PHONY: build demo test tests sequences bench lint generate check-generated clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s "$$(printf '\t')"
@@ -32,10 +35,13 @@ demo: ## a minute's tour on a lab firewall; KEEP=1 leaves it up
 
 test: ## all tests, with the race detector, on SQLite and PostgreSQL
 	@scripts/setup test
+	@$(MAKE) --no-print-directory -j2 tests $(SEQUENCES)
+
+tests:
 	CI=1 $(GO) test $(RACE) $(AS_ROOT) -timeout 40m $(TESTFLAGS) $(PKG)
-ifeq ($(PKG)$(TESTFLAGS),$(ALL))
-	CI=1 PARRY_SEQUENCES=100 $(GO) test $(AS_ROOT) -run TestDerivedStates_anySequence ./internal/store # 10,000, for which the race detector is too slow
-endif
+
+sequences: # 10,000, for which the race detector is too slow; they wait for the disk, so that others can run beside them
+	CI=1 PARRY_SEQUENCES=100 $(GO) test $(AS_ROOT) -run TestDerivedStates_anySequence ./internal/store
 
 bench: ## the figures: latency against bare Ansible, durable accepts, storm; BENCH= picks one
 	@scripts/setup test

@@ -127,6 +127,7 @@ func (f *firewall) play(book string, v vars, args ...string) answer {
 	output := results + ".out"
 	status, err := ansible.Play(f.t.Context(), argv, map[string]string{
 		"ANSIBLE_CALLBACKS_ENABLED": "tree", "ANSIBLE_CALLBACK_TREE_DIR": results, "ANSIBLE_INVENTORY_ENABLED": "yaml", "ANSIBLE_NOCOLOR": "1",
+		"ANSIBLE_PIPELINING":           "1", // as parry has it
 		"ANSIBLE_SSH_CONTROL_PATH_DIR": filepath.Join(f.dir, "cp"), "ANSIBLE_SSH_ARGS": "-o ControlMaster=no",
 	}, output)
 	if err != nil {

@@ -124,7 +124,7 @@ func (p *pair) freeze(c net.Conn) {
 	}
 	p.tb.Cleanup(func() { _ = to.Close() })
 	go func() { _, _ = io.Copy(to, c) }()
-	_, _ = io.CopyN(c, to, 3500)
+	_, _ = io.CopyN(c, to, 2250)
 }
 
 // TestFailures_eachHasItsNameAndStopsNobodyElse breaks one of two firewalls. Whatever it is, it is told by its name in the block's state, the
