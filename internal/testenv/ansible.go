@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -27,7 +28,7 @@ type Ansible struct {
 	err    error
 	dir    string
 	server *exec.Cmd
-	stdin  interface{ Close() error }
+	stdin  io.Closer
 }
 
 // Play runs ansible-playbook with the arguments, and with more environment. Its output goes to the file. It answers the exit status.
