@@ -383,7 +383,8 @@ func TestContract_flushEmptiesAndHoldsUntilAdopted(t *testing.T) {
 		if a.Failed || !a.Changed || a.Parry.Removed != len(entries) || !a.Parry.Held {
 			t.Errorf("flush answered %+v", a)
 		}
-		verify("r-02", "test", 3, true, "--check")
+		verify("r-02", "test", 3, true)
+		verify("r-03", "test", 3, true, "--check")
 		if a := f.play("flush.yml", nil); a.Failed || a.Changed {
 			t.Errorf("second flush: %+v", a)
 		}

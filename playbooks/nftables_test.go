@@ -526,9 +526,9 @@ func TestNftables_repairsWhatSomebodyChanged(t *testing.T) {
 			t.Errorf("%s: repaired, and yet changed %t, added %d", what, a.Changed, a.Parry.Added)
 		}
 		f.fails("ping 203.0.113.7 198.18.0.80")
-	}
-	if a := f.mustApply(entries, nil); a.Changed {
-		t.Errorf("changed again after the repair: %+v", a.Parry)
+		if a = f.mustApply(entries, nil); a.Changed {
+			t.Errorf("%s: changed again after the repair", what)
+		}
 	}
 	f.SSH("nft add element inet parry ip4_32_if_wan '{ 203.0.113.50 timeout 1h, 203.0.113.51 }'")
 	if l := f.loaded(); len(l) != len(entries)+2 || l["203.0.113.51 - - - wan"][0] != "-" {
