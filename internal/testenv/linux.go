@@ -183,6 +183,9 @@ func (s Side) path() (string, error) {
 	return "/proc/" + pid + "/ns/net", err
 }
 
+// The process's first thread is what /proc/net of all others shows: nothing but main may run on it, so that do never takes it elsewhere.
+func init() { runtime.LockOSThread() }
+
 // do runs f on a thread that is in this network. A socket stays in the network that it was made in.
 func (s Side) do(f func() error) error {
 	path, err := s.path()
