@@ -69,6 +69,20 @@ func TestRun_refusedKeyIsAuthentication(t *testing.T) {
 	g.run(t, g.spec(t, "")).want(t, parry.RunFailed, parry.FailAuthentication, "Permission denied")
 }
 
+// TestRun_aRefusalIsHeardToTheEnd: an ssh that was refused closes its input some time before it ends. Why it was is told all the same.
+func TestRun_aRefusalIsHeardToTheEnd(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	ssh := filepath.Join(t.TempDir(), "ssh")
+	script := "#!/bin/sh\nexec <&-\nsleep 0.3\necho 'Host key verification failed.' >&2\nexit 255\n"
+	if err := os.WriteFile(ssh, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := g.spec(t, strings.Repeat("203.0.113.7 - - - wan -\n", 10_000)) // more than a pipe holds
+	s.Bundle = testBundle(t, map[string]string{"apply.yml": "- hosts: all\n  gather_facts: false\n  vars: {ansible_ssh_executable: " + ssh + "}\n  tasks:\n    - test_firewall:\n"})
+	g.run(t, s).want(t, parry.RunFailed, parry.FailHostKey, "Host key verification failed")
+}
+
 // late is how long after its deadline a run may return: on two busy cores.
 const late = 2500 * time.Millisecond
 

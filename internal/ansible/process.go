@@ -31,7 +31,7 @@ type launcher struct {
 	// marker is an environment entry that only this run's processes have. Workers of ansible-core 2.19 and later are sessions of their
 	// own, so that killing the group does not reach them.
 	marker  string
-	instead []string // the program and first arguments to start instead of what go-ansible names, if not empty
+	before  []string // program and first arguments to put before what go-ansible starts, if any
 	process *process
 }
 
@@ -60,8 +60,8 @@ func (l *launcher) Command(name string, arg ...string) goexec.Cmder {
 
 // CommandContext takes over ctx: its end is SIGINT to the group, and SIGKILL after the grace.
 func (l *launcher) CommandContext(ctx context.Context, name string, arg ...string) goexec.Cmder {
-	if len(l.instead) > 0 {
-		name, arg = l.instead[0], append(slices.Clone(l.instead[1:]), arg...)
+	if len(l.before) > 0 {
+		name, arg = l.before[0], slices.Concat(l.before[1:], []string{name}, arg)
 	}
 	c := exec.Command(name, arg...)
 	c.Dir, c.Env, c.ExtraFiles = l.dir, l.env, l.files

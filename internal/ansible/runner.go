@@ -35,8 +35,8 @@ const (
 var (
 	//go:embed plugins/parry_events.py
 	eventsPlugin []byte
-	//go:embed plugins/playbook.py
-	playbookPy []byte
+	//go:embed plugins/cli.py
+	cliPy []byte
 )
 
 // Options of a Runner. StateDir is required.
@@ -62,7 +62,7 @@ type Runner struct {
 	knownHosts, keyFile     string
 	deadline, grace         time.Duration
 	limit                   int64
-	quick                   []string // starts ansible-playbook by playbook.py; empty where that cannot be
+	quick                   []string // starts programs of Ansible by cli.py; empty where that cannot be
 	now                     func() time.Time
 	log                     *slog.Logger
 
@@ -114,9 +114,9 @@ func New(o Options) (*Runner, error) {
 	if err := replaceFile(filepath.Join(r.plugins, "parry_events.py"), eventsPlugin); err != nil {
 		return nil, fmt.Errorf("callback plugin: %w", err)
 	}
-	if python := interpreter(r.playbookBin); python != "" {
-		script := filepath.Join(r.home, "playbook.py")
-		if err := replaceFile(script, playbookPy); err != nil {
+	if python := interpreter(r.playbookBin); python != "" && python == interpreter(r.invBin) {
+		script := filepath.Join(r.home, "cli.py")
+		if err := replaceFile(script, cliPy); err != nil {
 			return nil, fmt.Errorf("start script: %w", err)
 		}
 		r.quick = []string{python, "-I", script}
@@ -345,9 +345,9 @@ func (r *Runner) play(ctx context.Context, s *Spec, dir string, held *os.File) (
 	marker := "PARRY_RUN=" + string(s.RunID)
 	l := &launcher{
 		dir: dir, grace: r.grace, marker: marker,
-		env:     append(r.environ(dir, marker), fmt.Sprintf("PARRY_EVENT_FD=%d", eventFD)),
-		instead: r.quick,
-		files:   []*os.File{ew, held},
+		env:    append(r.environ(dir, marker), fmt.Sprintf("PARRY_EVENT_FD=%d", eventFD)),
+		before: r.quick,
+		files:  []*os.File{ew, held},
 	}
 	if s.Lock != nil {
 		l.files = append(l.files, s.Lock)
@@ -437,7 +437,7 @@ func (r *Runner) aside(ctx context.Context, dir string, cmd interface {
 	String() string
 }, stdout, stderr io.Writer) (*process, error) {
 	marker := "PARRY_RUN=" + filepath.Base(dir)
-	l := &launcher{dir: dir, grace: r.grace, marker: marker, env: r.environ(dir, marker)}
+	l := &launcher{dir: dir, grace: r.grace, marker: marker, env: r.environ(dir, marker), before: r.quick}
 	if err := l.run(ctx, cmd, stdout, stderr); err != nil {
 		return nil, err
 	}

@@ -163,6 +163,34 @@ func TestRun_successComesWithTheFirewallsProof(t *testing.T) {
 	}
 }
 
+// TestRun_keepsWhatAnsibleParsesAtEachStart: the second run reads it; one that is damaged is made anew.
+func TestRun_keepsWhatAnsibleParsesAtEachStart(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	g.run(t, g.spec(t, "")).want(t, parry.RunSucceeded, "")
+	kept, err := filepath.Glob(filepath.Join(g.home, "yaml-*"))
+	if err != nil || len(kept) == 0 {
+		t.Fatalf("got %v, %v", kept, err)
+	}
+	whole := map[string]string{}
+	for _, path := range kept {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole[path] = string(b)
+		if err := os.WriteFile(path, b[:len(b)/2], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.run(t, g.spec(t, "")).want(t, parry.RunSucceeded, "")
+	for path, want := range whole {
+		if b, err := os.ReadFile(path); err != nil || string(b) != want {
+			t.Errorf("%s: %d bytes, %v; want %d as before", path, len(b), err, len(want))
+		}
+	}
+}
+
 func TestRun_hundredThousandEntries(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
