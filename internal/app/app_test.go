@@ -66,6 +66,13 @@ func newSite(tb testing.TB, more string, labs ...*testenv.Lab) *site {
 	}
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s := &site{tb: tb, dir: dir, config: filepath.Join(dir, "parry.yaml"), socket: filepath.Join(dir, "parry.sock")}
+	s.configure(more, labs...)
+	return s
+}
+
+// configure writes the configuration anew.
+func (s *site) configure(more string, labs ...*testenv.Lab) {
+	s.tb.Helper()
 	s.inventory(labs...)
 	text := "socket: parry.sock\nstate_dir: state\nansible: {inventory: inventory.json, known_hosts: known_hosts}\nfirewalls:\n"
 	var known strings.Builder
@@ -73,7 +80,7 @@ func newSite(tb testing.TB, more string, labs ...*testenv.Lab) *site {
 		text += "- {name: " + l.Name + ", bundle: " + l.Bundle + ", groups: [edge]}\n"
 		b, err := os.ReadFile(l.KnownHosts)
 		if err != nil {
-			tb.Fatal(err)
+			s.tb.Fatal(err)
 		}
 		known.Write(b)
 	}
@@ -84,11 +91,10 @@ func newSite(tb testing.TB, more string, labs ...*testenv.Lab) *site {
 		text += "listen: 127.0.0.1:0\n"
 	}
 	if !strings.Contains(more, "bundles:") {
-		text += "bundles: " + testenv.Playbooks(tb) + "\n"
+		text += "bundles: " + testenv.Playbooks(s.tb) + "\n"
 	}
 	s.write("known_hosts", known.String())
 	s.write("parry.yaml", text+more)
-	return s
 }
 
 func (s *site) write(name, text string) {

@@ -1,14 +1,17 @@
 package app_test
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -36,58 +39,55 @@ func newPair(t *testing.T) *pair {
 }
 
 // bundle copies the pfSense bundle under a name.
-func (p *pair) bundle(name string) (dir string) {
-	p.tb.Helper()
-	dir = filepath.Join(p.dir, "bundles", name)
+func (s *site) bundle(name string) (dir string) {
+	s.tb.Helper()
+	dir = filepath.Join(s.dir, "bundles", name)
 	if err := testenv.CopyPlaybooks("pfsense", dir); err != nil {
-		p.tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
-	p.replace(filepath.Join(dir, "bundle.yml"), "name: pfsense", "name: "+name)
+	s.replace(filepath.Join(dir, "bundle.yml"), "name: pfsense", "name: "+name)
 	return dir
 }
 
-func (p *pair) replace(path, from, to string) {
-	p.tb.Helper()
+func (s *site) replace(path, from, to string) {
+	s.tb.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
-		p.tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
 	if !strings.Contains(string(b), from) {
-		p.tb.Fatalf("%s has no %q", path, from)
+		s.tb.Fatalf("%s has no %q", path, from)
 	}
 	if err := os.WriteFile(path, []byte(strings.Replace(string(b), from, to, 1)), 0o600); err != nil {
-		p.tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
 }
 
-// breakBundle gives fw-a a bundle of its own with one file changed.
-func (p *pair) breakBundle(file, from, to string) {
-	p.tb.Helper()
-	p.replace(filepath.Join(p.bundle("broken"), file), from, to)
-	p.replace(p.config, "name: fw-a, bundle: pfsense", "name: fw-a, bundle: broken")
+// breakBundle gives the firewall a bundle of its own with one file changed.
+func (s *site) breakBundle(l *testenv.Lab, file, from, to string) {
+	s.tb.Helper()
+	s.replace(filepath.Join(s.bundle(l.Name), file), from, to)
+	s.replace(s.config, "name: "+l.Name+", bundle: pfsense", "name: "+l.Name+", bundle: "+l.Name)
 }
 
-// remember changes what fw-a remembers of who holds it, after a parry has held it.
-func (p *pair) remember(key string, value any) {
-	p.tb.Helper()
-	r := p.start()
-	block(p.tb, p.client(), api.BlockRequest{Source: "203.0.113.1"}, "60s")
-	r.end()
-	path := filepath.Join(p.a.Root, "cf", "conf", "parry.json")
+// remember changes what a firewall that a parry has held remembers of that.
+func (s *site) remember(l *testenv.Lab, key string, value any) {
+	s.tb.Helper()
+	path := filepath.Join(l.Root, "cf", "conf", "parry.json")
 	b, err := os.ReadFile(path)
 	if err != nil {
-		p.tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
 	state := map[string]any{}
 	if err := json.Unmarshal(b, &state); err != nil {
-		p.tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
 	state[key] = value
 	if b, err = json.Marshal(state); err != nil {
-		p.tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
 	if err := os.WriteFile(path, b, 0o600); err != nil {
-		p.tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
 }
 
@@ -127,90 +127,164 @@ func (p *pair) freeze(c net.Conn) {
 	_, _ = io.CopyN(c, to, 2250)
 }
 
-// TestFailures_eachHasItsNameAndStopsNobodyElse breaks one of two firewalls. Whatever it is, it is told by its name in the block's state, the
-// runs, the mail and the metrics, in time, and the block is in force on the other.
-func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
+// named asks for a block and holds that the firewall, which is broken, is told by the failure's name in time: in the block's state, the runs, a
+// mail and the metrics.
+func named(t *testing.T, c *api.ClientWithResponses, mail *testenv.Mail, got *api.Block, fw, want string) {
+	t.Helper()
+	waits, stands := api.BlockState("degraded"), api.FirewallCondition("failing")
+	if want == "flushed" {
+		waits, stands = "held", "held"
+	}
+	if state := stateAt(got, fw); state != waits {
+		t.Errorf("the block is %s there", state)
+	}
+	f, err := c.GetFirewallWithResponse(t.Context(), fw)
+	if err != nil || f.JSON200.State != stands || f.JSON200.Incident.Failure != want {
+		t.Fatalf("%v %s", err, f.Body)
+	}
+	runs, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{Firewall: &fw, Limit: new(100)})
+	if err != nil || !slices.ContainsFunc(runs.JSON200.Items, func(r api.Run) bool { return r.Failure == want }) {
+		t.Errorf("runs: %v %s", err, runs.Body)
+	}
+	var letters []string
+	eventually(t, "a mail tells of it", func() bool {
+		letters = nil
+		for _, l := range mail.Letters() {
+			if strings.Contains(string(l.Data), "Subject: parry: "+fw) {
+				letters = append(letters, string(l.Data))
+			}
+		}
+		return len(letters) > 0
+	})
+	if len(letters) != 1 || !strings.Contains(letters[0], want) {
+		t.Errorf("%d mails, the first: %s", len(letters), letters[0])
+	}
+	m, err := c.GetMetricsWithResponse(t.Context())
+	if err != nil || !strings.Contains(string(m.Body), `result="`+want+`"`) {
+		t.Errorf("metrics do not tell %s: %v", want, err)
+	}
+	if strings.Contains(string(m.Body), "203.0.113.") {
+		t.Error("metrics bear an address")
+	}
+}
+
+func stateAt(b *api.Block, fw string) api.BlockState {
+	for _, s := range b.Status {
+		if s.Name == fw {
+			return s.State
+		}
+	}
+	return ""
+}
+
+// told asks for a block, which must be answered in time and be in force on the sound firewall.
+func told(t *testing.T, c *api.ClientWithResponses, sound *testenv.Lab) *api.Block {
+	t.Helper()
+	asked := time.Now()
+	got := block(t, c, api.BlockRequest{Source: "203.0.113.7"}, "60s")
+	if took := time.Since(asked); took > 45*time.Second {
+		t.Errorf("told after %s", took)
+	}
+	if state := stateAt(got, sound.Name); state != "enforced" {
+		t.Errorf("on the sound firewall it is %s", state)
+	}
+	return got
+}
+
+// TestFailures_thatTakeTimeStopNobodyElse breaks one of two firewalls so that nothing answers.
+func TestFailures_thatTakeTimeStopNobodyElse(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		breaks func(p *pair)
-		want   string // the name of the failure, when it is not the case's
+		want   string
 	}{
 		"an ssh that hangs before the login": {want: "unreachable", breaks: func(p *pair) { p.reroute(func(net.Conn) {}) }},
 		"an ssh that hangs after the login":  {want: "unreachable", breaks: func(p *pair) { p.reroute(p.freeze) }},
-		"timeout": {breaks: func(p *pair) {
-			p.replace(p.config, "known_hosts: known_hosts", "known_hosts: known_hosts, deadline: 12s, grace: 1s")
+		"a program that hangs": {want: "timeout", breaks: func(p *pair) {
+			p.replace(p.config, "known_hosts: known_hosts", "known_hosts: known_hosts, deadline: 20s, grace: 1s")
 			p.a.Fault("hang", "pf")
 		}},
-		"unreachable": {breaks: func(p *pair) { p.a.Stop() }},
-		"host_key": {breaks: func(p *pair) {
-			known := strings.Fields(p.read("known_hosts"))
-			for i, w := range known {
-				if strings.HasPrefix(w, "AAAA") { // fw-a's comes first
-					p.replace(filepath.Join(p.dir, "known_hosts"), w, known[slices.IndexFunc(known[i+1:], func(s string) bool { return strings.HasPrefix(s, "AAAA") })+i+1])
-					return
-				}
-			}
-		}},
-		"authentication": {breaks: func(p *pair) { a := *p.a; a.KeyFile = p.b.KeyFile; p.inventory(&a, p.b) }},
-		"inventory":      {breaks: func(p *pair) { p.inventory(p.b) }},
-		"bundle":         {breaks: func(p *pair) { p.breakBundle("apply.yml", "hosts: all", "hosts: [all") }},
-		"task": {breaks: func(p *pair) {
-			p.breakBundle("apply.yml", "  tasks:\n", "  tasks:\n    - ansible.builtin.fail: {msg: no}\n")
-		}},
-		"playbook":   {breaks: func(p *pair) { p.breakBundle("apply.yml", "hosts: all", "hosts: nobody") }},
-		"pf_refused": {breaks: func(p *pair) { p.a.Fault("pf-refuse") }},
-		"no_proof": {breaks: func(p *pair) {
-			p.breakBundle("apply.yml", "    - name: Apply", "    - ansible.builtin.raw: pwd\n    - when: false\n      name: Apply")
-		}},
-		"proof_mismatch":     {breaks: func(p *pair) { p.breakBundle("program/40-pf.php", "hash('sha256', ", "hash('sha256', 'x' . ") }},
-		"stale_epoch":        {breaks: func(p *pair) { p.remember("epoch", 1<<40) }},
-		"stale_revision":     {breaks: func(p *pair) { p.remember("revision", 1<<40) }},
-		"foreign_controller": {breaks: func(p *pair) { p.remember("controller", "another") }},
-		"flushed":            {breaks: func(p *pair) { p.remember("held", true) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			want := cmp.Or(tc.want, name)
 			p := newPair(t)
 			tc.breaks(p)
 			p.start()
 			c := p.client()
-			asked := time.Now()
-			got := block(t, c, api.BlockRequest{Source: "203.0.113.7"}, "60s")
-			if took := time.Since(asked); took > 45*time.Second {
-				t.Errorf("told after %s", took)
-			}
-			states := map[string]api.BlockState{}
-			for _, s := range got.Status {
-				states[s.Name] = s.State
-			}
-			waits, stands := api.BlockState("degraded"), api.FirewallCondition("failing")
-			if want == "flushed" {
-				waits, stands = "held", "held"
-			}
-			if states["fw-a"] != waits || states["fw-b"] != "enforced" {
-				t.Errorf("states %v", states)
-			}
-			fw, err := c.GetFirewallWithResponse(t.Context(), "fw-a")
-			if err != nil || fw.JSON200.State != stands || fw.JSON200.Incident.Failure != want {
-				t.Fatalf("fw-a: %v %s", err, fw.Body)
-			}
-			runs, err := c.ListRunsWithResponse(t.Context(), &api.ListRunsParams{Firewall: new("fw-a"), Limit: new(100)})
-			if err != nil || !slices.ContainsFunc(runs.JSON200.Items, func(r api.Run) bool { return r.Failure == want }) {
-				t.Errorf("runs: %v %s", err, runs.Body)
-			}
-			letters := p.mail.Wait(1, 30*time.Second)
-			if len(letters) != 1 || !strings.Contains(string(letters[0].Data), want) || !strings.Contains(string(letters[0].Data), "Subject: parry: fw-a") {
-				t.Errorf("%d mails, the first: %s", len(letters), letters[0].Data)
-			}
-			m, err := c.GetMetricsWithResponse(t.Context())
-			if err != nil || !strings.Contains(string(m.Body), `result="`+want+`"`) {
-				t.Errorf("metrics do not tell %s: %v", want, err)
-			}
-			if strings.Contains(string(m.Body), "203.0.113.") {
-				t.Error("metrics bear an address")
-			}
+			named(t, c, p.mail, told(t, c, p.b), "fw-a", tc.want)
 		})
+	}
+}
+
+// TestFailures_eachHasItsNameAndStopsNobodyElse breaks all firewalls but one, each in another way.
+func TestFailures_eachHasItsNameAndStopsNobodyElse(t *testing.T) {
+	t.Parallel()
+	var s *site
+	inventory := map[string]*testenv.Lab{}
+	sound := testenv.StartLab(t, testenv.LabOptions{Name: "sound"})
+	inventory["sound"] = sound
+	known := map[string]func(*testenv.Lab){ // a parry has held these before
+		"stale_epoch":        func(l *testenv.Lab) { s.remember(l, "epoch", 1<<40) },
+		"stale_revision":     func(l *testenv.Lab) { s.remember(l, "revision", 1<<40) },
+		"foreign_controller": func(l *testenv.Lab) { s.remember(l, "controller", "another") },
+		"flushed":            func(l *testenv.Lab) { s.remember(l, "held", true) },
+	}
+	fresh := map[string]func(*testenv.Lab){
+		"unreachable": func(l *testenv.Lab) { l.Stop() },
+		"host_key": func(l *testenv.Lab) {
+			keys := regexp.MustCompile(`:(\d+) ssh-ed25519 (\S+)`).FindAllStringSubmatch(s.read("known_hosts"), -1)
+			own := slices.IndexFunc(keys, func(k []string) bool { return k[1] == strconv.Itoa(l.Port) })
+			s.replace(filepath.Join(s.dir, "known_hosts"), keys[own][2], keys[(own+1)%len(keys)][2])
+		},
+		"authentication": func(l *testenv.Lab) {
+			stranger := *l
+			stranger.KeyFile = sound.KeyFile
+			inventory[l.Name] = &stranger
+		},
+		"inventory": func(l *testenv.Lab) { delete(inventory, l.Name) },
+		"bundle":    func(l *testenv.Lab) { s.breakBundle(l, "apply.yml", "hosts: all", "hosts: [all") },
+		"task": func(l *testenv.Lab) {
+			s.breakBundle(l, "apply.yml", "  tasks:\n", "  tasks:\n    - ansible.builtin.fail: {msg: no}\n")
+		},
+		"playbook":   func(l *testenv.Lab) { s.breakBundle(l, "apply.yml", "hosts: all", "hosts: nobody") },
+		"pf_refused": func(l *testenv.Lab) { l.Fault("pf-refuse") },
+		"no_proof": func(l *testenv.Lab) {
+			s.breakBundle(l, "apply.yml", "    - name: Apply", "    - ansible.builtin.raw: pwd\n    - when: false\n      name: Apply")
+		},
+		"proof_mismatch": func(l *testenv.Lab) {
+			s.breakBundle(l, "program/40-pf.php", "hash('sha256', ", "hash('sha256', 'x' . ")
+		},
+	}
+	labs := map[string]*testenv.Lab{}
+	start := func(failures iter.Seq[string]) {
+		for f := range failures {
+			labs[f] = testenv.StartLab(t, testenv.LabOptions{Name: strings.ReplaceAll(f, "_", "-")})
+			inventory[labs[f].Name] = labs[f]
+		}
+	}
+	mail := testenv.StartMail(t, testenv.MailOptions{})
+	more := "bundles: bundles\nlisten: \"\"\nreconcile: {backoff_min: 30s}\nmail: {server: \"" + mail.Addr + "\", security: plain, from: parry@example.net, to: [noc@example.net]}\n"
+	start(maps.Keys(known))
+	s = newSite(t, more, slices.Collect(maps.Values(inventory))...)
+	s.bundle("pfsense")
+	r := s.start()
+	if b := block(t, s.client(), api.BlockRequest{Source: "203.0.113.1"}, "60s"); b.Enforced != len(inventory) {
+		t.Fatalf("before: %+v", b)
+	}
+	r.end()
+
+	start(maps.Keys(fresh))
+	s.configure(more, slices.Collect(maps.Values(inventory))...)
+	maps.Copy(fresh, known)
+	for failure, breaks := range fresh {
+		breaks(labs[failure])
+	}
+	s.inventory(slices.Collect(maps.Values(inventory))...)
+	s.start()
+	c := s.client()
+	got := told(t, c, sound)
+	for failure, l := range labs {
+		t.Run(failure, func(t *testing.T) { named(t, c, mail, got, l.Name, failure) })
 	}
 }
 
