@@ -92,12 +92,13 @@ lab_options() {
 	! lab_pid "$dir" >/dev/null || lab_die "$name is already up in $dir"
 }
 
-# lab_host_dirs NEW: the top directories that are links into /usr on a merged system, as the host has them.
+# lab_host_dirs NEW: the top directories that are links into /usr on a merged system, as the host has them, and the place of what is mounted.
 lab_host_dirs() {
 	local d
 	for d in bin lib lib32 lib64 libx32; do
 		if [ -L "/$d" ]; then cp -P "/$d" "$1/$d"; elif [ -d "/$d" ]; then mkdir "$1/$d"; fi
 	done
+	mkdir -p "$1/etc/alternatives"
 }
 
 # lab_keys: host key, client key, known_hosts; port and name for a later up.
@@ -115,28 +116,30 @@ lab_keys() {
 
 # lab_start WHAT COMMAND...: starts the instance's first process and returns when sshd listens. With an owner, its end is the end of the instance.
 lab_start() {
-	local what=$1 log=$dir/sshd.log i
+	local what=$1 log=$dir/sshd.log i said tick
 	shift
 	: >"$log"
 	rm -f "$dir/pid"
 	setsid "$@" </dev/null >>"$log" 2>&1 8>&- &
 	outer=$!
 	trap 'kill -9 "$outer" 2>/dev/null || :' EXIT # until it listens, it dies with us
+	exec {tick}<> <(:) # nothing comes from it: to read it is to sleep, without a process for each time
 	for ((i = 0; i < 1500; i++)); do
-		if grep -qF "Server listening on 127.0.0.1 port $port." "$log"; then
+		IFS= read -rd '' said <"$log" || :
+		if [[ $said == *"Server listening on 127.0.0.1 port $port."* ]]; then
 			trap - EXIT
 			disown "$outer"
 			if [ -n "$owner" ]; then
 				# shellcheck disable=SC2016
 				setsid bash -c 'tail --pid="$1" -s 1 -f /dev/null; exec "$2/down" --dir "$3"' - "$owner" "$lab_here" "$dir" \
-					</dev/null >/dev/null 2>&1 8>&- &
+					</dev/null >/dev/null 2>&1 8>&- {tick}>&- &
 				disown $!
 			fi
 			echo "$name: $what on 127.0.0.1 port $port, $dir"
 			exit 0
 		fi
 		kill -0 "$outer" 2>/dev/null || break
-		sleep 0.01
+		read -rt 0.01 -u "$tick" || :
 	done
 	cat "$log" >&2
 	lab_die "$name did not come up"
@@ -202,6 +205,7 @@ lab_mounts() {
 	local root=$1 d
 	mount --bind "$root" "$root"
 	lab_ro /usr "$root/usr"
+	lab_ro /etc/alternatives "$root/etc/alternatives"
 	for d in bin lib lib32 lib64 libx32; do
 		if [ ! -L "/$d" ] && [ -d "/$d" ]; then lab_ro "/$d" "$root/$d"; fi
 	done

@@ -1,21 +1,20 @@
 package Addr;
 # Addresses as pf's tables and rules write them: parsed into a sort key (family, network bytes, prefix length) and printed in pf's form.
 use strict;
-use warnings;
-use Socket qw(inet_ntop inet_pton AF_INET AF_INET6);
 
 # parse "addr[/bits]" -> (key, text) or (). The key orders as pf's table dump does: IPv4 before IPv6, by address, then by length.
 sub parse {
     my ($s) = @_;
+    require Socket;
     my ($a, $bits) = split m{/}, $s, 2;
     my ($family, $bin);
     if (index($a, ':') >= 0) {
         $family = 6;
-        $bin = inet_pton(AF_INET6, $a) // return;
+        $bin = Socket::inet_pton(Socket::AF_INET6(), $a) // return;
     } else {
         return if $a !~ /^[0-9]+(?:\.[0-9]+){3}$/;
         $family = 4;
-        $bin = inet_pton(AF_INET, $a) // return;
+        $bin = Socket::inet_pton(Socket::AF_INET(), $a) // return;
     }
     my $width = length($bin) * 8;
     if (defined $bits) {
@@ -27,7 +26,7 @@ sub parse {
     } else {
         $bits = $width;
     }
-    my $text = inet_ntop($family == 4 ? AF_INET : AF_INET6, $bin);
+    my $text = Socket::inet_ntop($family == 4 ? Socket::AF_INET() : Socket::AF_INET6(), $bin);
     return ("$family$bin" . chr $bits, $bits == $width ? $text : "$text/$bits");
 }
 

@@ -2,8 +2,6 @@ package Rules;
 # Reads a ruleset in pf.conf's syntax, as far as pfSense writes it, and gives back what pf would hold: rules in the form that pfctl -sr
 # prints, translations, table definitions, limits. Errors are pfctl's: "FILE:LINE: text".
 use strict;
-use warnings;
-use lib '/usr/local/lib/pf';
 use Addr;
 use Tables;
 

@@ -2,10 +2,7 @@ package Tables;
 # pf's tables, kept as files: tables/NAME holds the entries as printed, in pf's order; "index" holds "NAME FLAGS COUNT" per table.
 # Flags as pfctl -vsT prints them: p persist, a active, r referenced by a rule.
 use strict;
-use warnings;
-use lib '/usr/local/lib/pf';
 use Addr;
-use Socket qw(inet_pton AF_INET);
 
 my $dir = '/.lab/pf';
 
@@ -49,8 +46,10 @@ sub parse {
     my ($s) = @_;
     my %set;
     $s =~ s/#[^\n]*//g if index($s, '#') >= 0;
+    require Socket;
+    my $inet = Socket::AF_INET();
     for my $e (split ' ', $s) {
-        my $bin = inet_pton(AF_INET, $e);
+        my $bin = Socket::inet_pton($inet, $e);
         if (defined $bin) { $set{"4$bin "} = $e; next }    # an IPv4 host, the common case, in a hurry; " " is chr 32
         my $not = substr($e, 0, 1) eq '!' ? '!' : '';
         my ($key, $text) = Addr::parse(substr $e, length $not) or return (undef, $e);
