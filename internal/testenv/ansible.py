@@ -14,6 +14,10 @@ import traceback
 from ansible.cli.playbook import main
 from ansible.executor import playbook_executor, task_queue_manager  # noqa: F401: what every play needs
 from ansible.plugins import action, callback, connection, shell, strategy  # noqa: F401
+from ansible.plugins.loader import become_loader, callback_loader, connection_loader, shell_loader, vars_loader
+
+for loader in become_loader, callback_loader, connection_loader, shell_loader, vars_loader:
+    list(loader.all(class_only=True))
 
 
 def play(conn):
