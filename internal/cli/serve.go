@@ -33,7 +33,7 @@ reloads the configuration; a bad one is refused and the old one stays.`,
 			if err != nil {
 				return err
 			}
-			if os.Getenv("GOGC") == "" { // accepts are worth more than a tenth of memory: a twelfth more of them
+			if os.Getenv("GOGC") == "" { // a twelfth more accepts for a tenth more memory
 				debug.SetGCPercent(200)
 			}
 			level := new(slog.LevelVar)
