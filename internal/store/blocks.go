@@ -36,6 +36,13 @@ type querier interface {
 	QueryContext(ctx context.Context, q string, args ...any) (*sql.Rows, error)
 }
 
+// prepared asks by a statement that was prepared, whatever the text.
+type prepared struct{ *sql.Stmt }
+
+func (p prepared) QueryContext(ctx context.Context, _ string, args ...any) (*sql.Rows, error) {
+	return p.Stmt.QueryContext(ctx, args...)
+}
+
 // collect reads every row with scan.
 func collect[T any](ctx context.Context, db querier, q string, args []any, scan func(*sql.Rows) (T, error)) (items []T, err error) {
 	rows, err := db.QueryContext(ctx, q, args...)

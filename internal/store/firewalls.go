@@ -159,7 +159,7 @@ func (s *Store) Firewalls(ctx context.Context) ([]parry.FirewallState, error) {
 
 // FirewallState finds one by name.
 func (s *Store) FirewallState(ctx context.Context, name string) (parry.FirewallState, error) {
-	fs, err := collect(ctx, s.reads, firewallQuery+` WHERE f.name = $1`, []any{name}, scanFirewall)
+	fs, err := collect(ctx, s.firewall, "", []any{name}, scanFirewall)
 	if err != nil {
 		return parry.FirewallState{}, s.wrap(err, "read firewall "+name)
 	}

@@ -48,6 +48,8 @@ type Store struct {
 	queue   chan *op
 	written chan struct{} // closed when the writer has ended
 
+	firewall prepared // FirewallState, which lanes ask at each step: to parse it takes longer than to run it
+
 	mu     sync.RWMutex // guards closed, and sends on queue against its close
 	closed bool
 	stop   context.CancelFunc // ends the watchers
@@ -138,6 +140,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	if err := s.migrate(ctx); err != nil {
 		return err
+	}
+	if s.firewall.Stmt, err = s.reads.PrepareContext(ctx, firewallQuery+` WHERE f.name = $1`); err != nil {
+		return fmt.Errorf("prepare to read firewalls: %w", err)
 	}
 	var id [16]byte
 	_, _ = rand.Read(id[:])
