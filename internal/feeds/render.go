@@ -37,7 +37,13 @@ func choose(s *snapshot, q Query) *selection {
 		}
 	}
 	if q.Aggregate {
-		out.entries = aggregate(out.entries)
+		n := len(out.entries)
+		if q.Format.cdb() { // IPv6, which comes last, is single addresses there: two that were merged could not be written
+			if i := slices.IndexFunc(out.entries, func(e Entry) bool { return !e.Prefix.Addr().Is4() }); i >= 0 {
+				n = i
+			}
+		}
+		out.entries = append(aggregate(out.entries[:n]), out.entries[n:]...)
 	}
 	out.total = len(out.entries)
 	if q.Limit > 0 && q.Limit < out.total {
