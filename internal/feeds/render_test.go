@@ -114,6 +114,25 @@ func read(t *rapid.T, f Format, line string) netip.Prefix {
 	return p
 }
 
+func TestCDB_tellsEachOfTwoIPv6Neighbours(t *testing.T) {
+	t.Parallel()
+	q, err := Query{Name: Blocks, Format: CDBWazuh, Scope: ScopeAll}.normal(parry.ListCIDR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var in []Entry
+	for _, p := range []string{"198.18.0.0/32", "198.18.0.1/32", "2001:db8::/128", "2001:db8::1/128"} {
+		in = append(in, Entry{Prefix: netip.MustParsePrefix(p)})
+	}
+	r, err := render(snap(Blocks, parry.ListCIDR, in), q, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "198.18.0.0:blocks\n198.18.0.1:blocks\n\"2001:db8::\":blocks\n\"2001:db8::1\":blocks\n"; string(r.Body) != want {
+		t.Errorf("got %q, want %q", r.Body, want)
+	}
+}
+
 func TestFormats_tellExactlyTheAddressesThatTheyCanExpress(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
