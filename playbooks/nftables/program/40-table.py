@@ -390,8 +390,7 @@ class Change:
         if not stands:  # in the sets perhaps, and yet not in force
             self.dead += [(shape, key) for key in want if key in have]
         ends, now = self.desired.ends, self.desired.now
-        late = SLACK + len(want) / 20000  # a slow host takes seconds to set so many, and would be as late again if they were set anew
-        for key, i in [pair for pair in want.items() if not -late <= ends[pair[1]] - have.get(pair[0], 0) <= SLACK]:
+        for key, i in [pair for pair in want.items() if not -SLACK <= ends[pair[1]] - have.get(pair[0], 0) <= SLACK]:
             if key not in have:
                 self.missing.append((shape, key))
             elif not (ends[i] <= now + LEAST and 0 <= have[key] - now <= LEAST + SLACK):  # its end was put off by as much before
