@@ -4,6 +4,7 @@ Rules are written and read as the kernel's own expressions and not as text of nf
 elements are read in a fraction of the time that nft takes to print them. `nft list table inet parry` shows all of it as usual.
 """
 import errno
+import functools
 import gc
 import socket
 import struct
@@ -121,6 +122,7 @@ class Tables(Netlink):
     def __init__(self):
         super().__init__(NETLINK_NETFILTER)
         self.batch = []
+        self.took = self.pace = 0  # seconds of the last commit, and of each of its messages
 
     def generation(self):
         answer = self.ask(NFT | GETGEN, struct.pack(">BBH", 0, 0, 0))
@@ -141,12 +143,15 @@ class Tables(Netlink):
                     yield data
 
     def add(self, kind, *parts, flags=0):
-        self.batch.append((NFT | kind, flags, of_table(*parts)))
+        """A part may be a function of the time at which it is sent, in Unix seconds."""
+        self.batch.append((NFT | kind, flags, parts))
 
     def commit(self, generation):
         """Makes all that was added true at once, if the ruleset is still of this generation; Changed when it is not."""
-        batch, self.batch = self.batch, []
-        first = self.sequence + 1
+        first, began = self.sequence + 1, time.time()
+        now = began + self.pace * len(self.batch) / 2
+        batch = [(kind, flags, of_table(*[part(now) if callable(part) else part for part in parts])) for kind, flags, parts in self.batch]
+        self.batch.clear()
         messages = [(BATCH_BEGIN, 0, struct.pack(">BBH", 0, 0, 10) + number(1, generation))]
         messages += batch[:-1] + [(batch[-1][0], batch[-1][1] | ACK, batch[-1][2])]
         messages.append((BATCH_END, 0, struct.pack(">BBH", 0, 0, 10)))
@@ -163,6 +168,8 @@ class Tables(Netlink):
                 if code:
                     raise OSError(code, errno.errorcode.get(code, str(code)))
                 if answers == first + len(batch):
+                    self.took = time.time() - began
+                    self.pace = self.took / len(batch)
                     return
 
     def errors(self):

@@ -10,6 +10,7 @@ connection that stands is cut like a new one.
 IPV4, IPV6 = 7, 8  # nft's types of keys, so that it can list them
 INET_PROTOCOL, INET_SERVICE = 12, 13
 TYPE_BITS = 6
+TIME_LEFT = struct.Struct(">Q")  # milliseconds
 VERDICT = 0xFFFFFF00
 MAP, TIMEOUT = 0x8, 0x10
 BASES = {"prerouting": (0, -310), "input": (1, -10), "forward": (2, -10)}
@@ -133,13 +134,22 @@ class Layout:
 
 # ---- what is loaded ----
 
-def element(key, milliseconds=None, counted=None):
+def element(key, timeout=False, counted=None):
+    """A timeout is zero until `timed` puts it in."""
     parts = [nested(1, attribute(1, key))]
-    if milliseconds is not None:
-        parts.append(attribute(4, struct.pack(">Q", milliseconds)))
+    if timeout:
+        parts.append(attribute(4, bytes(8)))
     if counted and any(counted):
         parts.append(counter(*counted))
     return nested(1, *parts)
+
+
+def timed(elements, ends, now):
+    """A list of elements with their timeouts. ends: (where the timeout stands, end)."""
+    elements = bytearray(elements)
+    for at, end in ends:
+        TIME_LEFT.pack_into(elements, at, max(1000, int((end - now) * 1000)))
+    return bytes(elements)
 
 
 def plain_elements(data):
@@ -359,10 +369,15 @@ class Loaded:
 
 # ---- the transaction ----
 
-def elements_message(name, elements):
+def batches(elements):
     """Lists of elements, each short enough for the length of an attribute."""
     for i in range(0, len(elements), 400):
-        yield text(2, name), nested(3, *elements[i:i + 400])
+        yield elements[i:i + 400]
+
+
+def elements_message(name, elements):
+    for some in batches(elements):
+        yield text(2, name), nested(3, *some)
 
 
 class Change:
@@ -453,7 +468,7 @@ class Change:
                     written |= {part_name(shape, part, parts) for part in range(parts)}
                 continue
             have = loaded.keys(shape)
-            written |= self.elements(tables, DELELEMENT, shape, parts, [key for key in gone.get(shape, []) if key in have], lambda key: element(key))
+            written |= self.elements(tables, DELELEMENT, shape, parts, [key for key in gone.get(shape, []) if key in have], lambda key: (element(key), NEVER))
             written |= self.fill(tables, shape, come.get(shape, []))
         for shape, parts in layout.shapes.items():
             if shape not in gone and shape not in come and loaded.shapes.get(shape) != parts:
@@ -502,14 +517,14 @@ class Change:
         """Puts keys into their sets, with the time that each has left and what it has counted so far."""
         have, want, ends = self.loaded.keys(shape), self.desired.shapes[shape], self.desired.ends
         counted = self.loaded.counters(shape) if any(key in have for key in keys) else {}
-        now = time.time()
 
         def made(key):
             end = ends[want[key]]
-            return element(key, None if end == NEVER else max(1000, round((end - now) * 1000)), counted.get(key))
+            return element(key, end != NEVER, counted.get(key)), end
         return self.elements(tables, NEWELEMENT, shape, self.layout.shapes[shape], keys, made)
 
     def elements(self, tables, kind, shape, parts, keys, made):
+        """made: key → element and end. What is left until the end is reckoned at the last moment: it can take seconds to make 100,000 elements."""
         by_part = {}
         for key in keys:
             by_part.setdefault(part_of(shape, key, parts) if parts > 1 else 0, []).append(made(key))
@@ -517,8 +532,13 @@ class Change:
         for part, elements in by_part.items():
             name = part_name(shape, part, parts)
             names.add(name)
-            for message in elements_message(name, elements):
-                tables.add(kind, *message, flags=CREATE if kind == NEWELEMENT else 0)
+            for some in batches(elements):
+                ends, at = [], 4 + 16 + key_type(shape)[1]
+                for one, end in some:
+                    if end != NEVER:
+                        ends.append((at, end))
+                    at += len(one)
+                tables.add(kind, text(2, name), functools.partial(timed, nested(3, *[one for one, _ in some]), ends), flags=CREATE if kind == NEWELEMENT else 0)
         return names
 
     def fill_exempt(self, tables, kind):
