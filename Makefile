@@ -16,8 +16,9 @@ ALL := ./playbooks ./internal/app ./internal/store ./internal/reconcile ./intern
 PKG ?= $(ALL)
 TESTFLAGS ?=
 BENCH ?= .
-# The race detector watches all but SQLite's C, which a machine has translated to Go: there it finds nothing of ours and makes it four times as slow.
-RACE := -race -pgo=off -trimpath=false -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc=-race=false
+# The race detector watches all but SQLite's C and its malloc, which a machine has translated to Go: there it finds nothing of ours and makes it four times as slow.
+RACE := -race -pgo=off -trimpath=false -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc=-race=false \
+	-gcflags=modernc.org/memory=-race=false
 ifeq ($(PKG)$(TESTFLAGS),$(ALL))
 SEQUENCES := sequences
 endif

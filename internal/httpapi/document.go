@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/gin-gonic/gin"
 	"go.yaml.in/yaml/v3"
@@ -42,7 +43,9 @@ type docOperation struct {
 	Parameters []docParameter `yaml:"parameters"`
 }
 
-func readDocument() (*document, error) {
+// readDocument reads it once in a process.
+var readDocument = sync.OnceValues(func() (*document, error) {
+	var root yaml.Node
 	var tree map[string]any
 	var typed struct {
 		Paths      map[string]map[string]yaml.Node `yaml:"paths"`
@@ -50,10 +53,13 @@ func readDocument() (*document, error) {
 			Parameters map[string]docParameter `yaml:"parameters"`
 		} `yaml:"components"`
 	}
-	if err := yaml.Unmarshal([]byte(api.OpenAPI()), &tree); err != nil {
+	if err := yaml.Unmarshal([]byte(api.OpenAPI()), &root); err != nil {
 		return nil, err
 	}
-	if err := yaml.Unmarshal([]byte(api.OpenAPI()), &typed); err != nil {
+	if err := root.Decode(&tree); err != nil {
+		return nil, err
+	}
+	if err := root.Decode(&typed); err != nil {
 		return nil, err
 	}
 	d := &document{operations: map[string]operation{}}
@@ -86,7 +92,7 @@ func readDocument() (*document, error) {
 		}
 	}
 	return d, nil
-}
+})
 
 // covers tells whether the routes are exactly the document's operations.
 func (d *document) covers(routes gin.RoutesInfo) error {
