@@ -6,32 +6,38 @@ GO ?= go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 BUILT := $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
-# gin without MessagePack, which nobody speaks here: a sixth less to compile, and in the program. Compiled for what a profile of accepts finds
-# hot, which go build ./cmd/parry does by itself. The linter and what else is built share what was compiled; tests have their own.
+# gin without MessagePack, which nobody speaks here: a sixth less to compile, and in the program.
+export GOFLAGS := $(GOFLAGS) -tags=nomsgpack -pgo=off
+# What is shipped is compiled for what a profile of accepts finds hot, and without this machine's paths. Each of the two is all packages once
+# more: with RELEASE= as in .ci/run it shares what was compiled for the linter and the tools. Tests have their own.
 PROFILE := cmd/parry/default.pgo
-export GOFLAGS := $(GOFLAGS) -trimpath -tags=nomsgpack '-pgo=$(CURDIR)/$(PROFILE)'
+RELEASE ?= -trimpath '-pgo=$(CURDIR)/$(PROFILE)'
 # The packages whose tests `make test` runs, and further flags: make test PKG=./internal/store TESTFLAGS='-run Put -v'
 # The longest first, so that none of them is left alone at the end.
 ALL := ./playbooks ./internal/app ./internal/store ./internal/reconcile ./internal/cli ./internal/testenv ./...
 PKG ?= $(ALL)
 TESTFLAGS ?=
 BENCH ?= .
-# The race detector watches all but SQLite's C and its malloc, which a machine has translated to Go: there it finds nothing of ours and makes it four times as slow.
-RACE := -race -pgo=off -trimpath=false -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc=-race=false \
+# The race detector watches all but SQLite's C and its malloc, which a machine has translated to Go: there it finds nothing of ours and makes
+# it four times as slow. Vetting is the linter's, of tests, too.
+RACE := -race -vet=off -ldflags=-w -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc=-race=false \
 	-gcflags=modernc.org/memory=-race=false
 ifeq ($(PKG)$(TESTFLAGS),$(ALL))
 SEQUENCES := sequences
 endif
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec 'sudo -E -H')
 
-.PHONY: build demo test tests sequences bench profile lint generate check-generated clean help
+.PHONY: build mailcatcher demo test tests sequences bench profile lint generate check-generated clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s "$$(printf '\t')"
 
 build: ## bin/parry
 	@scripts/setup build
-	$(GO) build -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)' -o bin/parry ./cmd/parry
+	$(GO) build $(RELEASE) -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)' -o bin/parry ./cmd/parry
+
+mailcatcher: # for the demo
+	$(GO) build $(RELEASE) -buildvcs=false -o bin/mailcatcher ./internal/testenv/cmd/mailcatcher
 
 demo: ## a minute's tour on a lab firewall; KEEP=1 leaves it up
 	@KEEP=$(KEEP) lab/demo/run
@@ -44,7 +50,7 @@ tests:
 	CI=1 $(GO) test $(RACE) $(AS_ROOT) -timeout 40m $(TESTFLAGS) $(PKG)
 
 sequences: # 10,000, for which the race detector is too slow; they wait for the disk, so that others can run beside them
-	CI=1 PARRY_SEQUENCES=100 $(GO) test $(AS_ROOT) -run TestDerivedStates_anySequence ./internal/store
+	CI=1 PARRY_SEQUENCES=100 $(GO) test -vet=off $(AS_ROOT) -run TestDerivedStates_anySequence ./internal/store
 
 bench: ## the figures: latency against bare Ansible, durable accepts, storm; BENCH= picks one
 	@scripts/setup test
@@ -52,9 +58,9 @@ bench: ## the figures: latency against bare Ansible, durable accepts, storm; BEN
 
 profile: ## the profile that the compiler goes by, anew; worth it when the way of a request has changed
 	@scripts/setup test
-	cd internal/httpapi && GOGC=200 $(GO) test -trimpath -run '^$$' -bench CreateBlock/sqlite/clients=64 -benchtime 100000x -o ../../bin/httpapi.test -cpuprofile ../../$(PROFILE)
+	cd internal/httpapi && GOGC=200 $(GO) test $(RELEASE) -run '^$$' -bench CreateBlock/sqlite/clients=64 -benchtime 100000x -o ../../bin/httpapi.test -cpuprofile ../../$(PROFILE)
 
-lint: ## gofmt, vet, golangci-lint (layers too), shellcheck, php -l, ansible-lint, yamllint
+lint: ## gofmt, golangci-lint (vet and layers too), shellcheck, php -l, ansible-lint, yamllint
 	@scripts/setup test
 	scripts/lint
 
