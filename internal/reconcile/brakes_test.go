@@ -471,6 +471,25 @@ func TestBrakes_aSimulatedFirewallShowsAndChangesNothing(t *testing.T) {
 	})
 }
 
+// The check at a start, when there is nothing to show yet, keeps the first block from being shown no longer than a run takes.
+func TestBrakes_aSimulatedFirewallShowsItsFirstBlockAtOnce(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		w.simulates("fw-a", true)
+		shown := func(entries int) func() bool {
+			return func() bool { x := w.state("fw-a").Simulation; return x.RunID != "" && x.Entries == entries }
+		}
+		w.within(time.Minute, "a check of nothing", shown(0))
+		w.put("203.0.113.1")
+		w.within(20*time.Second, "the first block is shown", shown(1))
+		w.put("203.0.113.2")
+		time.Sleep(20 * time.Second)
+		if !shown(1)() {
+			t.Errorf("the second has not waited: %+v", w.state("fw-a").Simulation)
+		}
+		w.within(time.Minute, "the second is shown in its turn", shown(2))
+	})
+}
+
 // A rule's blocks are shown by checks of real firewalls, never applied, and become real when somebody else asks for the same.
 func TestBrakes_aSimulatedRuleShowsAndChangesNothing(t *testing.T) {
 	simulate(t, []string{"fw-a"}, func(o *Options) { o.VerifyEvery = 24 * time.Hour }, func(w *world) {
