@@ -58,7 +58,7 @@ func (r *Row) Sum(prev string) string {
 // Plain makes a caller's words fit for a row: valid UTF-8 without control and formatting characters, at most so many bytes.
 func Plain(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) {
+		if unicode.IsControl(r) || r > unicode.MaxASCII && unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) {
 			return utf8.RuneError
 		}
 		return r

@@ -108,7 +108,7 @@ func (c *cluster) run(durable bool) (err error) {
 	}
 	conf := fmt.Sprintf("listen_addresses = ''\nunix_socket_directories = '%s'\nmax_connections = 500\nshared_buffers = '128MB'\n", c.dir)
 	if !durable {
-		conf += "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
+		conf += "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nautovacuum = off\n"
 	}
 	f, err := os.OpenFile(filepath.Join(data, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
