@@ -7,8 +7,8 @@ package api
 
 import _ "embed"
 
-//go:generate go tool -modfile=../tools/go.mod oapi-codegen -config client.yaml openapi.yaml
-//go:generate go tool -modfile=../tools/go.mod oapi-codegen -config server.yaml openapi.yaml
+//go:generate go run -modfile=../tools/go.mod github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen -config client.yaml openapi.yaml
+//go:generate go run -modfile=../tools/go.mod github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen -config server.yaml openapi.yaml
 
 //go:embed openapi.yaml
 var openAPI string
