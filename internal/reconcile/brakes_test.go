@@ -419,6 +419,11 @@ func (w *world) simulates(name string, on bool) {
 	w.r.Reload()
 }
 
+// shown tells whether a check has shown so many entries of a firewall.
+func (w *world) shown(name string, entries int) func() bool {
+	return func() bool { x := w.state(name).Simulation; return x.RunID != "" && x.Entries == entries }
+}
+
 func byRule(a *parry.Admission) { a.Simulate = true }
 
 func TestBrakes_aSimulatedFirewallShowsAndChangesNothing(t *testing.T) {
@@ -429,10 +434,7 @@ func TestBrakes_aSimulatedFirewallShowsAndChangesNothing(t *testing.T) {
 		fw := w.firewall("fw-a")
 		w.simulates("fw-a", true)
 		id, gone := w.put("203.0.113.2"), w.put("203.0.113.3", ttl(10*time.Minute))
-		shown := func(entries int) func() bool {
-			return func() bool { x := w.state("fw-a").Simulation; return x.RunID != "" && x.Entries == entries }
-		}
-		w.within(2*time.Minute, "a check shows both", shown(3))
+		w.within(2*time.Minute, "a check shows both", w.shown("fw-a", 3))
 		if x := w.state("fw-a").Simulation; x.Lines != 2 || x.First[0] != "+ 203.0.113.2 - - - wan" {
 			t.Errorf("it shows %+v", x)
 		}
@@ -443,7 +445,7 @@ func TestBrakes_aSimulatedFirewallShowsAndChangesNothing(t *testing.T) {
 				t.Errorf("%s is %s, want %s", id, got, want)
 			}
 		}
-		if got := fw.holds(); len(got) != 1 || w.status("fw-a").State != LaneSimulated || !shown(2)() {
+		if got := fw.holds(); len(got) != 1 || w.status("fw-a").State != LaneSimulated || !w.shown("fw-a", 2)() {
 			t.Errorf("holds %q, lane %s, simulation %+v", got, w.status("fw-a").State, w.state("fw-a").Simulation)
 		}
 		for _, r := range w.runs("fw-a")[2:] {
@@ -475,18 +477,15 @@ func TestBrakes_aSimulatedFirewallShowsAndChangesNothing(t *testing.T) {
 func TestBrakes_aSimulatedFirewallShowsItsFirstBlockAtOnce(t *testing.T) {
 	simulate(t, []string{"fw-a"}, nil, func(w *world) {
 		w.simulates("fw-a", true)
-		shown := func(entries int) func() bool {
-			return func() bool { x := w.state("fw-a").Simulation; return x.RunID != "" && x.Entries == entries }
-		}
-		w.within(time.Minute, "a check of nothing", shown(0))
+		w.within(time.Minute, "a check of nothing", w.shown("fw-a", 0))
 		w.put("203.0.113.1")
-		w.within(20*time.Second, "the first block is shown", shown(1))
+		w.within(20*time.Second, "the first block is shown", w.shown("fw-a", 1))
 		w.put("203.0.113.2")
 		time.Sleep(20 * time.Second)
-		if !shown(1)() {
+		if !w.shown("fw-a", 1)() {
 			t.Errorf("the second has not waited: %+v", w.state("fw-a").Simulation)
 		}
-		w.within(time.Minute, "the second is shown in its turn", shown(2))
+		w.within(time.Minute, "the second is shown in its turn", w.shown("fw-a", 2))
 	})
 }
 
