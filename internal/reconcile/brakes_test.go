@@ -473,7 +473,7 @@ func TestBrakes_aSimulatedFirewallShowsAndChangesNothing(t *testing.T) {
 	})
 }
 
-// The check at a start, when there is nothing to show yet, keeps the first block from being shown no longer than a run takes.
+// The first check of all, when there is nothing to show yet, keeps the first block from being shown no longer than a run takes.
 func TestBrakes_aSimulatedFirewallShowsItsFirstBlockAtOnce(t *testing.T) {
 	simulate(t, []string{"fw-a"}, nil, func(w *world) {
 		w.simulates("fw-a", true)

@@ -38,7 +38,7 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 		until = t.now().Add(time.Second)
 	case t.simulates && v.failure == "":
 		f.Simulation = t.simulation(fctx)
-		if len(t.sent.lines) == 0 { // as at a start: the first that there is to show need not wait for its turn
+		if t.st.Simulation.RunID == "" { // the first of all, mostly of nothing: what there is to show next need not wait for its turn
 			t.mem.lastCheck = time.Time{}
 		}
 		if t.st.Simulate {
