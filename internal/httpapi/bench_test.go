@@ -82,6 +82,7 @@ func storm(b *testing.B, l *benchListener, clients int, connect func(*benchListe
 	for c := range clients {
 		posts[c] = connect(l)
 	}
+	cpu := testenv.MeasureCPU(b)
 	b.ResetTimer()
 	for c := range clients {
 		wg.Go(func() {
@@ -100,6 +101,7 @@ func storm(b *testing.B, l *benchListener, clients int, connect func(*benchListe
 	}
 	wg.Wait()
 	b.StopTimer()
+	cpu()
 	all := slices.Concat(took...)
 	slices.Sort(all)
 	if len(all) == 0 {
