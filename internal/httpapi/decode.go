@@ -54,13 +54,13 @@ func (p *problems) err() error {
 func readBody(c *gin.Context) ([]byte, error) { return readBodyUpTo(c, maxBody) }
 
 func readBodyUpTo(c *gin.Context, limit int64) ([]byte, error) {
-	tooLarge := parry.Errorf(kindTooLarge, "the body may have %d bytes at most", limit)
+	tooLarge := func() error { return parry.Errorf(kindTooLarge, "the body may have %d bytes at most", limit) }
 	if c.Request.ContentLength > limit {
-		return nil, tooLarge
+		return nil, tooLarge()
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, limit))
 	if tooMany := (*http.MaxBytesError)(nil); errors.As(err, &tooMany) {
-		return nil, tooLarge
+		return nil, tooLarge()
 	} else if err != nil {
 		return nil, &parry.Error{Kind: parry.KindInvalid, Detail: "the body did not arrive whole", Err: err}
 	}

@@ -33,8 +33,11 @@ func (t *tx) audit(what parry.Action, object string, detail any) {
 }
 
 func (t *tx) auditBy(by *parry.Actor, what parry.Action, object, outcome string, detail any) {
+	if t.timeText == "" || !t.at.Equal(t.timed) {
+		t.timed, t.timeText = t.at, audit.FormatTime(t.at)
+	}
 	r := auditRow{at: micros(t.at), Row: audit.Row{
-		Time: audit.FormatTime(t.at), Actor: by.Name, TokenID: string(by.Token), Role: string(by.Role), Action: string(what),
+		Time: t.timeText, Actor: by.Name, TokenID: string(by.Token), Role: string(by.Role), Action: string(what),
 		Object: audit.Plain(object, maxObject), Outcome: outcome, Detail: auditDetail(detail), RequestID: by.RequestID,
 	}}
 	switch {

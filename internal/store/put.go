@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/parry/parry/internal/parry"
@@ -65,9 +66,10 @@ func (s *Store) Put(ctx context.Context, a parry.Admission) (parry.Admitted, err
 // putAll decides requests in their order (the package's comment has the rules) and writes the outcome.
 func (t *tx) putAll(ops []*op) error {
 	a := &admitter{
-		t: t, live: map[string]*block{}, ended: map[string]*block{}, deleted: map[string]int64{}, byID: map[parry.BlockID]*block{},
-		keys: map[[32]byte]idempotent{}, offenders: map[netip.Prefix]*offender{},
+		t: t, live: make(map[string]*block, len(ops)), ended: map[string]*block{}, deleted: map[string]int64{},
+		byID: make(map[parry.BlockID]*block, len(ops)), keys: map[[32]byte]idempotent{}, offenders: make(map[netip.Prefix]*offender, len(ops)),
 	}
+	t.audits = slices.Grow(t.audits, len(ops))
 	if err := a.load(ops); err != nil {
 		return err
 	}
@@ -287,24 +289,24 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 	to := block{Block: parry.Block{Key: p.Key, Simulated: p.Simulate}}
 	var shadow *block // a simulated one of the key, of which a request that is none makes a real one
 	for promoted := false; ; {
-		k := formatKey(&to.Key)
-		b, shadow = a.live[k], nil
+		to.key = formatKey(&to.Key)
+		b, shadow = a.live[to.key], nil
 		if b != nil && !b.ExpiresAt.IsZero() && !b.ExpiresAt.After(t.now) {
 			a.end(b, parry.EndExpired)
 			a.expired = append(a.expired, b.ID)
 			b = nil
 		}
-		deleted, ok := a.deleted[k]
+		deleted, ok := a.deleted[to.key]
 		late := !p.NoEnd && !until.After(t.now) || ok && deleted >= micros(event)
 		switch {
 		case b != nil && (late || p.Simulate && !b.Simulated):
 			return b, false, nil
 		case late:
-			if b, err = a.newestEnded(k, to.Key); b != nil || err != nil {
+			if b, err = a.newestEnded(to.key, to.Key); b != nil || err != nil {
 				return b, false, err
 			}
 			to.ExpiresAt = until
-			b = a.create(p, k, &to)
+			b = a.create(p, &to)
 			a.end(b, parry.EndExpired)
 			return b, true, nil
 		case b != nil && b.Simulated && !p.Simulate:
@@ -362,7 +364,7 @@ func (a *admitter) decide(p *put) (b *block, created bool, err error) {
 	if shadow != nil {
 		return a.realize(shadow, &to), false, nil
 	}
-	return a.create(p, formatKey(&to.Key), &to), true, nil
+	return a.create(p, &to), true, nil
 }
 
 // realize makes a real block of a simulated one, which keeps its id and its evidence.
@@ -374,11 +376,10 @@ func (a *admitter) realize(b, to *block) *block {
 }
 
 // create makes a block from what was decided of it.
-func (a *admitter) create(p *put, k string, to *block) *block {
-	b := to
-	b.key, b.created, b.dirty = k, true, true
+func (a *admitter) create(p *put, b *block) *block {
+	b.created, b.dirty = true, true
 	b.ID, b.Rev, b.CreatedAt, b.CreatedBy = p.BlockID, a.t.rev, round(a.t.now), p.Request.TokenName
-	a.live[k], a.byID[b.ID] = b, b
+	a.live[b.key], a.byID[b.ID] = b, b
 	a.touched = append(a.touched, b)
 	a.t.live++
 	if !b.Simulated {

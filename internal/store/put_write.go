@@ -7,7 +7,7 @@ import (
 // write stores what the batch changed: first what ended, so that its key is free for what follows.
 func (a *admitter) write() error {
 	t := a.t
-	var rows []any
+	rows := make([]any, 0, 21*len(a.touched))
 	for _, b := range a.touched {
 		a.event(b)
 		if !b.created {

@@ -49,7 +49,9 @@ func (e *sqlite) open(ctx context.Context) (reads, writes *sql.DB, err error) {
 		v := url.Values{"_pragma": append([]string{"busy_timeout(5000)", "foreign_keys(1)"}, pragmas...)}
 		return (&url.URL{Scheme: "file", Path: path, RawQuery: v.Encode()}).String()
 	}
-	if writes, err = sql.Open("sqlite", dsn("journal_mode(WAL)", "synchronous(FULL)", "cache_size(-65536)", "wal_autocheckpoint(4000)")); err != nil {
+	// 32 MiB hold the indices of 100,000 blocks. No more: balancing a tree, SQLite gives a page a far number for a moment, and then looks for
+	// such pages in its whole cache at the transaction's end.
+	if writes, err = sql.Open("sqlite", dsn("journal_mode(WAL)", "synchronous(FULL)", "cache_size(-32768)", "wal_autocheckpoint(4000)")); err != nil {
 		return nil, nil, fmt.Errorf("open store: %w", err)
 	}
 	writes.SetMaxOpenConns(1)

@@ -284,6 +284,8 @@ type tx struct {
 
 	by        *parry.Actor // of the operation
 	at        time.Time    // when it was first tried
+	timed     time.Time    // what time says, as an audit row does: most rows of a batch are of one moment
+	timeText  string
 	audits    []auditRow
 	told      map[telling]bool
 	auditSeq  int64 // the chain's head
