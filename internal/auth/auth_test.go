@@ -95,6 +95,10 @@ func TestAuthenticate(t *testing.T) {
 		other, _ := Mint(id)
 		return other
 	}
+	resealed := func(text, id string) string { // with another id, check digits right
+		body := tokenPrefix + id + text[len(tokenPrefix)+idLen:tokenLen-crcLen]
+		return body + crc(body)
+	}
 	for name, c := range map[string]struct {
 		tok    parry.Token
 		header func(text string) string
@@ -109,6 +113,8 @@ func TestAuthenticate(t *testing.T) {
 		"no scheme":           {header: func(s string) string { return s }, kind: parry.KindUnauthenticated, says: "Bearer"},
 		"another's":           {header: func(string) string { return "Bearer ghp_0123" }, kind: parry.KindUnauthenticated, says: "no"},
 		"typing error":        {header: func(s string) string { return "Bearer " + s[:70] + "!!" }, kind: parry.KindUnauthenticated, says: "typing error"},
+		"an id that is none":  {header: func(s string) string { return "Bearer " + resealed(s, strings.Repeat("\xff", idLen)) }, kind: parry.KindUnauthenticated, says: "not a parry token"},
+		"an id in lower case": {header: func(s string) string { return "Bearer " + resealed(s, strings.Repeat("a", idLen)) }, kind: parry.KindUnauthenticated, says: "not a parry token"},
 		"forged":              {header: func(s string) string { return "Bearer " + forged(s) }, kind: parry.KindUnauthenticated, says: "not valid"},
 		"unknown id":          {header: func(string) string { x, _ := Mint(parry.NewTokenID(now)); return "Bearer " + x }, kind: parry.KindUnauthenticated, says: "not valid"},
 		"revoked":             {tok: parry.Token{RevokedAt: now}, kind: parry.KindUnauthenticated, says: "revoked"},

@@ -20,7 +20,9 @@ const (
 	tokenLen    = len(tokenPrefix) + idLen + 1 + secretLen + crcLen
 )
 
-var crockford = base32.NewEncoding("0123456789ABCDEFGHJKMNPQRSTVWXYZ").WithPadding(base32.NoPadding)
+const alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+var crockford = base32.NewEncoding(alphabet).WithPadding(base32.NoPadding)
 
 // Mint makes the text of a token with the id, which is shown once, and the hash to store.
 func Mint(id parry.TokenID) (text string, hash [32]byte) {
@@ -51,5 +53,9 @@ func parse(text string) (id parry.TokenID, secret string, err error) {
 	if crc(body) != text[tokenLen-crcLen:] {
 		return "", "", errCRC
 	}
-	return parry.TokenID("t-" + text[len(tokenPrefix):len(tokenPrefix)+idLen]), body[len(body)-secretLen:], nil
+	name := text[len(tokenPrefix) : len(tokenPrefix)+idLen]
+	if strings.Trim(name, alphabet) != "" { // anybody can reckon check digits for it
+		return "", "", errForm
+	}
+	return parry.TokenID("t-" + name), body[len(body)-secretLen:], nil
 }

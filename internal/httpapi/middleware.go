@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
@@ -134,12 +135,21 @@ func (s *Server) authorize(c *gin.Context) {
 			return
 		}
 	}
+	for _, p := range c.Params {
+		if !isText(p.Value) {
+			s.fail(c, parry.Invalid("{"+p.Key+"}", "this part of the path is no text: write UTF-8 without NUL bytes"))
+			return
+		}
+	}
 	if c.Request.URL.RawQuery != "" {
 		if err := checkQuery(c.Request.URL.RawQuery, op.query); err != nil {
 			s.fail(c, err)
 		}
 	}
 }
+
+// isText tells what every database takes as text; PostgreSQL knows no NUL.
+func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
 func (s *Server) authenticate(c *gin.Context, op operation) (*parry.Principal, error) {
 	values := c.Request.Header.Values("Authorization")
@@ -167,7 +177,7 @@ func (s *Server) remote(c *gin.Context) netip.Addr {
 func checkQuery(raw string, known []string) error {
 	q, err := url.ParseQuery(raw)
 	if err != nil {
-		return parry.Invalid("?", "the query is not well-formed: %v", errors.Unwrap(err))
+		return parry.Invalid("?", "the query is not well-formed: %v", err)
 	}
 	e := &parry.Error{Kind: parry.KindInvalid, Detail: "the request is not valid"}
 	for name, values := range q {
@@ -178,6 +188,8 @@ func checkQuery(raw string, known []string) error {
 			e.Fields = append(e.Fields, parry.FieldError{Pointer: "?" + name, Detail: "unknown parameter; there are " + strings.Join(known, ", ")})
 		case len(values) > 1:
 			e.Fields = append(e.Fields, parry.FieldError{Pointer: "?" + name, Detail: "give it once"})
+		case !isText(values[0]):
+			e.Fields = append(e.Fields, parry.FieldError{Pointer: "?" + name, Detail: "this is no text: write UTF-8 without NUL bytes"})
 		}
 	}
 	if len(e.Fields) == 0 {
