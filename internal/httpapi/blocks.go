@@ -32,6 +32,11 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		return
 	}
 	ask.dry = orZero(params.DryRun)
+	key, err := idempotency(c, pr, params.IdempotencyKey, body)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
 	a, err := s.admission(c, &ask, now)
 	if err != nil {
 		if !orZero(params.DryRun) {
@@ -40,10 +45,7 @@ func (s *Server) CreateBlock(c *gin.Context, params api.CreateBlockParams) {
 		s.fail(c, err)
 		return
 	}
-	if a.Idempotency, err = idempotency(c, pr, params.IdempotencyKey, body); err != nil {
-		s.fail(c, err)
-		return
-	}
+	a.Idempotency = key
 	if orZero(params.DryRun) {
 		s.tryBlock(c, &a, now)
 		return

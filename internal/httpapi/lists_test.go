@@ -314,7 +314,12 @@ func TestCreateBlock_ofAListedSourceIsListedInstead(t *testing.T) {
 	b := newBench(t)
 	b.configure("")
 	b.putOn("partners", `{"key":"198.51.100.0/24"}`, 201)
-	r := b.do(asTrigger, "POST", "/api/v1/blocks", `{"source":"198.51.100.7","reason":"ssh","rule_id":"5712","origin":"wazuh"}`)
+	r := b.do(asTrigger, "POST", "/api/v1/blocks", `{"source":"198.51.100.6"}`, "Idempotency-Key: a b")
+	refusedAt(t, r, 400, "Idempotency-Key")
+	if b.lookup("watch", "198.51.100.6").Found {
+		t.Error("a request that is not valid has put its source on the list")
+	}
+	r = b.do(asTrigger, "POST", "/api/v1/blocks", `{"source":"198.51.100.7","reason":"ssh","rule_id":"5712","origin":"wazuh"}`)
 	refusedAt(t, r, 422, "/source")
 	for _, want := range []string{`"partners"`, `"watch"`, "instead of being blocked"} {
 		if !strings.Contains(r.problem(t).Detail, want) {
