@@ -2205,7 +2205,8 @@ type ListBlocksParamsStatus string
 
 // CreateBlockParams defines parameters for CreateBlock.
 type CreateBlockParams struct {
-	// Wait Answer only when every firewall in scope has proved it, rejects it, is held or is failing, or after this duration; at most 2m.
+	// Wait Answer only when every firewall in scope has proved it, rejects it, is held or is failing, or after this duration; at most 2m. When too
+	// many wait already (limits.waiters), it is answered at once, as when the duration is over.
 	Wait *Wait `form:"wait,omitempty" json:"wait,omitempty"`
 
 	// DryRun Check the request and answer 200 with the live block that it would refresh, or 204 where it would make one, and do nothing. The database's limits are not tried.
@@ -2225,7 +2226,8 @@ type DeleteBlockParams struct {
 	// block has ended before. Left out: what is configured, when this ends the block.
 	Grace *string `form:"grace,omitempty" json:"grace,omitempty"`
 
-	// Wait Answer only when every firewall in scope has proved it, rejects it, is held or is failing, or after this duration; at most 2m.
+	// Wait Answer only when every firewall in scope has proved it, rejects it, is held or is failing, or after this duration; at most 2m. When too
+	// many wait already (limits.waiters), it is answered at once, as when the duration is over.
 	Wait *Wait `form:"wait,omitempty" json:"wait,omitempty"`
 }
 

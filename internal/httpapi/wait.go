@@ -27,7 +27,8 @@ type waiting struct {
 	leave   context.CancelFunc
 }
 
-// beginWait takes a place, before anything is changed: there is a bounded number of them. The caller must call end.
+// beginWait takes a place, before anything is changed. There is a bounded number of them: whoever comes when all are taken looks once. The
+// caller must call end.
 func (s *Server) beginWait(c *gin.Context, param string) (*waiting, error) {
 	if param == "" {
 		return nil, nil
@@ -41,10 +42,7 @@ func (s *Server) beginWait(c *gin.Context, param string) (*waiting, error) {
 		places = defaultWaiters
 	}
 	if s.waiters.Add(1) > places {
-		s.waiters.Add(-1)
-		err := parry.Errorf(parry.KindUnavailable, "%d requests wait already: ask without wait, and look at the block later", places)
-		err.RetryAfter = 5 * time.Second
-		return nil, err
+		d = 0
 	}
 	ctx, cancel := context.WithDeadline(c.Request.Context(), time.Now().Add(d))
 	rc := http.NewResponseController(c.Writer)
