@@ -91,9 +91,10 @@ func (e ApprovalState) Valid() bool {
 
 // Defines values for BlockEndReason.
 const (
-	BlockEndReasonDeleted  BlockEndReason = "deleted"
-	BlockEndReasonExempted BlockEndReason = "exempted"
-	BlockEndReasonExpired  BlockEndReason = "expired"
+	BlockEndReasonDeleted   BlockEndReason = "deleted"
+	BlockEndReasonExempted  BlockEndReason = "exempted"
+	BlockEndReasonExpired   BlockEndReason = "expired"
+	BlockEndReasonWithdrawn BlockEndReason = "withdrawn"
 )
 
 // Valid indicates whether the value is a known member of the BlockEndReason enum.
@@ -104,6 +105,8 @@ func (e BlockEndReason) Valid() bool {
 	case BlockEndReasonExempted:
 		return true
 	case BlockEndReasonExpired:
+		return true
+	case BlockEndReasonWithdrawn:
 		return true
 	default:
 		return false
@@ -762,10 +765,12 @@ type Block struct {
 	Destination string `json:"destination,omitempty,omitzero"`
 
 	// DestinationPort Left out is any
-	DestinationPort int            `json:"destination_port,omitempty,omitzero"`
-	EndReason       BlockEndReason `json:"end_reason,omitempty,omitzero"`
-	EndedAt         time.Time      `json:"ended_at,omitempty,omitzero"`
-	EndedBy         string         `json:"ended_by,omitempty,omitzero"`
+	DestinationPort int `json:"destination_port,omitempty,omitzero"`
+
+	// EndReason deleted: by an operator; withdrawn: by the SIEM that had asked for it
+	EndReason BlockEndReason `json:"end_reason,omitempty,omitzero"`
+	EndedAt   time.Time      `json:"ended_at,omitempty,omitzero"`
+	EndedBy   string         `json:"ended_by,omitempty,omitzero"`
 
 	// Enforced Firewalls in scope that have proved it; once it has ended, those that still hold it
 	Enforced int `json:"enforced"`
@@ -820,7 +825,7 @@ type Block struct {
 	Widened string `json:"widened,omitempty,omitzero"`
 }
 
-// BlockEndReason defines model for Block.EndReason.
+// BlockEndReason deleted: by an operator; withdrawn: by the SIEM that had asked for it
 type BlockEndReason string
 
 // BlockPage defines model for BlockPage.

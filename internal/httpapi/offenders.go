@@ -14,8 +14,8 @@ const maxGrace = 365 * 24 * time.Hour
 
 // plainLift is a word that ends live blocks and says no more. An operator's gives the configured grace, a SIEM's none.
 func (s *Server) plainLift(pr *parry.Principal) parry.Lift {
-	l := parry.Lift{By: pr.Token.Name, Grace: parry.KeepGrace}
-	if g := s.o.Settings().Grace; g > 0 && pr.Can(parry.RightUnblock) {
+	l := parry.Lift{By: pr.Token.Name, SIEM: !pr.Can(parry.RightUnblock), Grace: parry.KeepGrace}
+	if g := s.o.Settings().Grace; g > 0 && !l.SIEM {
 		l.Grace = g
 	}
 	return l

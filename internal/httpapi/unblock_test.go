@@ -137,6 +137,25 @@ func TestDeleteBlocks_aTriggerEndsItsOwnWhereThatIsHonoured(t *testing.T) {
 	}
 }
 
+// A trigger sends what it kept during an outage in order, an end at the time of its sending: what came up after the end was spooled must block.
+func TestDeleteBlocks_aTriggersLateEndTakesNothingFromALaterAlert(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(o *Options) { o.Settings = func() Settings { return Settings{HonourDelete: true} } })
+	again := `{"source":"203.0.113.1","event_time":"` + b.clock.now().Add(-5*time.Minute).UTC().Format(time.RFC3339) + `"}`
+	b.make(parry.RoleTrigger, "203.0.113.1", "")
+	if got := into[api.EndedBlocks](t, b.do(parry.RoleTrigger, "DELETE", "/api/v1/blocks?source=203.0.113.1", ""), 200); got.Ended != 1 {
+		t.Fatalf("got %+v", got)
+	}
+	made := into[api.Block](t, b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", again), 201)
+	if got := into[api.BlockPage](t, b.do(parry.RoleReader, "GET", "/api/v1/blocks?status=ended", ""), 200); len(got.Items) != 1 || got.Items[0].EndReason != "withdrawn" {
+		t.Errorf("got %+v", got.Items)
+	}
+	into[api.EndedBlock](t, b.do(parry.RoleOperator, "DELETE", "/api/v1/blocks/"+made.ID+"?grace=0", ""), 200)
+	if r := b.do(parry.RoleTrigger, "POST", "/api/v1/blocks", again); r.StatusCode == http.StatusCreated {
+		t.Errorf("an operator's word holds for what came up before it: %s", r.body)
+	}
+}
+
 func TestDeleteBlocks_keepsToTheTokensFirewalls(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

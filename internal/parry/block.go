@@ -95,9 +95,10 @@ type Key struct {
 type EndReason string
 
 const (
-	EndExpired  EndReason = "expired"
-	EndDeleted  EndReason = "deleted"  // an operator's word
-	EndExempted EndReason = "exempted" // an exemption that overlaps it
+	EndExpired   EndReason = "expired"
+	EndDeleted   EndReason = "deleted"   // an operator's word: a request for it that had come up before is evidence only
+	EndWithdrawn EndReason = "withdrawn" // the word of the SIEM that had asked for it, which may come late: each of its requests counts
+	EndExempted  EndReason = "exempted"  // an exemption that overlaps it
 )
 
 // Block is what is to be dropped, where, until when and why.

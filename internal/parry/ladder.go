@@ -115,11 +115,20 @@ func RefuseInGrace(source netip.Prefix, o *Offender) error {
 		Fields: []FieldError{{Pointer: "/source", Detail: fmt.Sprintf("%s lifted the block of %s with a grace until %s", o.GraceBy, FormatPrefix(of), until)}}}
 }
 
-// Lift is an operator's word that ends a block.
+// Lift is the word of an operator, or of a SIEM, that ends a block.
 type Lift struct {
 	By     string
+	SIEM   bool          // a SIEM's, of what it had asked for itself
 	Forget bool          // the offender's offences are forgotten
 	Grace  time.Duration // so long from now only an operator's request blocks the offender; 0 ends a grace, KeepGrace leaves it as it is
+}
+
+// EndReason is why the block ends.
+func (l *Lift) EndReason() EndReason {
+	if l.SIEM {
+		return EndWithdrawn
+	}
+	return EndDeleted
 }
 
 // KeepGrace is a Lift's Grace that changes nothing.

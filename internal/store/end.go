@@ -118,10 +118,10 @@ func (s *Store) EndBlock(ctx context.Context, id parry.BlockID, l parry.Lift) (o
 			return err
 		}
 		if b.Live() {
-			if _, err := t.end([]any{string(id)}, parry.EndDeleted, l.By); err != nil {
+			if _, err := t.end([]any{string(id)}, l.EndReason(), l.By); err != nil {
 				return err
 			}
-			b.EndRev, b.EndReason, b.EndedBy, b.EndedAt = t.rev, parry.EndDeleted, l.By, round(t.now)
+			b.EndRev, b.EndReason, b.EndedBy, b.EndedAt = t.rev, l.EndReason(), l.By, round(t.now)
 		}
 		if err := t.lift(b.Source, l); err != nil {
 			return err
@@ -175,7 +175,7 @@ func (s *Store) EndBlocks(ctx context.Context, f parry.BlockFilter, ok func(*par
 	for _, part := range chunks(found, endBatch) {
 		n := 0
 		if err := s.write(ctx, "end the blocks that match", func(t *tx) error {
-			ended, err := t.end(part, parry.EndDeleted, l.By)
+			ended, err := t.end(part, l.EndReason(), l.By)
 			n = len(ended)
 			for i := 0; err == nil && i < n; i++ {
 				err = t.lift(sources[ended[i]], l)
