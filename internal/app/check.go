@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -154,6 +155,40 @@ func ownerOf(dir string) int {
 	return int(st.Uid)
 }
 
+// readable tells what root reads here, but parry's user may not when it serves.
+func (c *checker) readable(name string, paths ...string) {
+	uid := ownerOf(c.Config.StateDir)
+	if os.Geteuid() != 0 || uid == 0 {
+		return
+	}
+	var groups []string
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		groups, _ = u.GroupIds()
+	}
+	for _, root := range paths {
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err != nil || unix.Stat(path, &st) != nil {
+				return nil // what is missing is told elsewhere
+			}
+			want := uint32(0o4)
+			if d.IsDir() {
+				want = 0o5
+			}
+			switch {
+			case int(st.Uid) == uid:
+				want <<= 6
+			case slices.Contains(groups, strconv.Itoa(int(st.Gid))):
+				want <<= 3
+			}
+			if st.Mode&want != want {
+				c.add(Fail, name, "give it to parry's user, or, unless it is a secret: chmod a+rX "+path, "parry's user (uid %d) may not read %s", uid, path)
+			}
+			return nil
+		})
+	}
+}
+
 func (c *checker) firewalls(ctx context.Context) {
 	cfg := c.Config
 	if len(cfg.Firewalls) == 0 {
@@ -184,6 +219,8 @@ func (c *checker) firewalls(ctx context.Context) {
 	} else {
 		c.add(OK, "inventory", "", "%s, %d hosts", cfg.Ansible.Inventory, len(hosts))
 	}
+	c.readable("inventory", cfg.Ansible.Inventory)
+	c.readable("host keys", cfg.Ansible.KnownHosts)
 	fleet := cfg.Fleet(func(string) string { return "" })
 	bundles := map[string]bundle.Bundle{}
 	for _, fw := range fleet.Firewalls {
@@ -208,6 +245,9 @@ func (c *checker) firewalls(ctx context.Context) {
 			}
 		}
 		h, listed := hosts[fw.Name]
+		if h.KeyFile != "" {
+			c.readable(fw.Name, h.KeyFile)
+		}
 		switch {
 		case hosts == nil || b.Dir == "":
 			continue

@@ -1,6 +1,10 @@
 package app_test
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +13,45 @@ import (
 	"github.com/parry/parry/internal/config"
 	"github.com/parry/parry/internal/testenv"
 )
+
+// By hand it runs as root, who reads everything.
+func TestCheck_tellsWhatTheServiceMayNotRead(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	s := newSite(t, "listen: \"\"\nfirewalls: [{name: fw-a, bundle: pfsense}]\n")
+	s.write("id", "")
+	s.write("inventory.json", `{"all": {"hosts": {"fw-a": {"ansible_host": "192.0.2.1", "ansible_ssh_private_key_file": "`+filepath.Join(s.dir, "id")+`"}}}}`)
+	state := filepath.Join(s.dir, "state")
+	if err := errors.Join(os.Mkdir(state, 0o700), os.Chown(state, 65534, 65534)); err != nil {
+		t.Fatal(err)
+	}
+	unread := func() (of []string) {
+		t.Helper()
+		cfg, err := config.Load(s.config, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range app.Check(t.Context(), app.CheckOptions{Config: cfg, Offline: true, Now: time.Now}) {
+			if strings.Contains(f.Detail, "parry's user (uid 65534) may not read") && f.Level == app.Fail && f.Mend != "" {
+				of = append(of, f.Check)
+			}
+		}
+		return of
+	}
+	if got := unread(); !slices.Equal(got, []string{"inventory", "host keys", "fw-a"}) {
+		t.Errorf("root's own: %q", got)
+	}
+	err := errors.Join(os.Chmod(filepath.Join(s.dir, "known_hosts"), 0o644), os.Chown(filepath.Join(s.dir, "inventory.json"), 0, 65534),
+		os.Chmod(filepath.Join(s.dir, "inventory.json"), 0o640), os.Chown(filepath.Join(s.dir, "id"), 65534, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := unread(); len(got) != 0 {
+		t.Errorf("for all, of its group, its own: %q", got)
+	}
+}
 
 // The practice before parry put each rule right behind <filter>, all with the same tracker.
 func TestCheck_tellsRulesOfTheOldPracticeAndLeavesThem(t *testing.T) {
