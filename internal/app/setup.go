@@ -59,7 +59,8 @@ func lockStateDir(dir string) (unlock func() error, err error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
-	return f.Close, nil
+	// A child that is being forked when it ends has the file open, too, until it becomes another program.
+	return func() error { return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close()) }, nil
 }
 
 // running tells which process holds the state directory, 0 for none.

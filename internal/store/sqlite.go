@@ -142,5 +142,6 @@ func (e *sqlite) close() error {
 	if e.lock == nil {
 		return nil
 	}
-	return e.lock.Close()
+	// A child that is being forked just now has the file open, too, until it becomes another program.
+	return errors.Join(syscall.Flock(int(e.lock.Fd()), syscall.LOCK_UN), e.lock.Close())
 }
