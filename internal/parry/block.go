@@ -146,15 +146,15 @@ type Request struct {
 
 // Admission is a request that passed authentication, validation and policy, with what the store must still hold it to in its transaction.
 type Admission struct {
-	BlockID     BlockID   // made beforehand, so that an ambiguous commit can be retried without counting twice
-	Request     Request   // its ID likewise; BlockID and N are the store's to set
-	Key         Key       // as admitted
-	NoEnd       bool      // a block without end; else Request.TTL counts from the event's time (ReceivedAt without one)
-	MaxExpires  time.Time // the cap: no refresh goes beyond it; zero when NoEnd
-	MaxBlocks   int64     // refuse a new block beyond so many live ones; 0 is no limit
-	MaxRules    int       // distinct (family, destination, protocol, port, interface) among RuleScope; 0 is no limit
-	RuleScope   []Selector
-	WidenBeyond bool // beyond MaxRules, widen to source-only instead of refusing
+	BlockID     BlockID    // made beforehand, so that an ambiguous commit can be retried without counting twice
+	Request     Request    // its ID likewise; BlockID and N are the store's to set
+	Key         Key        // as admitted
+	NoEnd       bool       // a block without end; else Request.TTL counts from the event's time (ReceivedAt without one)
+	MaxExpires  time.Time  // the cap: no refresh goes beyond it; zero when NoEnd
+	MaxBlocks   int64      // refuse a new block beyond so many live ones; 0 is no limit
+	MaxRules    int        // distinct (family, destination, protocol, port, interface) among RuleScope; 0 is no limit
+	RuleScope   []Selector // each name of one of several is looked for in those of several, too
+	WidenBeyond bool       // beyond MaxRules, widen to source-only instead of refusing
 	Idempotency *Idempotency
 	Lists       []ListAsk // entries to be put in the same transaction, if the block is accepted
 

@@ -379,6 +379,23 @@ func putHoldsToMaxRules(e *env) {
 	same(e, "free after a day", e.put(e.to(4, "198.51.100.3")).Created, true)
 }
 
+func putHoldsToMaxRulesOfSeveralNames(e *env) {
+	for i, sel := range []parry.Selector{"fw-a,fw-b", "fw-b,fw-c"} {
+		a := e.to(i, fmt.Sprint("198.51.100.", i))
+		a.Key.Selector = sel
+		e.put(a)
+	}
+	on := func(names ...parry.Selector) error {
+		a := e.to(9, "198.51.100.9")
+		a.Key.Selector, a.RuleScope = names[0], names
+		_, err := e.Put(e.Context(), a)
+		return err
+	}
+	e.wantKind(on("fw-b", parry.SelectAll), parry.KindRefused)
+	e.ok(on("w-b", parry.SelectAll)) // not a part of a name
+	e.ok(on("fw-a", parry.SelectAll))
+}
+
 func putWidensBeyondMaxRules(e *env) {
 	e.put(e.to(1, "198.51.100.1"))
 	e.put(e.to(2, "198.51.100.2"))

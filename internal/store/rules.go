@@ -73,9 +73,13 @@ func (t *tx) ruleFits(p *put, m *parry.Match) (bool, error) {
 		return false, err
 	}
 	in := placeholders(3, len(scope))
+	var named strings.Builder // of a selector's several names, one in scope is enough
+	for i := range scope {
+		fmt.Fprintf(&named, ` OR replace(',' || selector || ',', ',' || $%d || ',', '') <> ',' || selector || ','`, i+3)
+	}
 	args := append([]any{rule, micros(t.now.Add(-ruleStays))}, scope...)
 	var used, mine int64
 	err := t.row(fmt.Sprintf(`SELECT count(DISTINCT rule), count(CASE WHEN rule = $1 THEN 1 END) FROM rules
-		WHERE (live > 0 OR gone_at > $2) AND selector IN (%s)`, in), args, &used, &mine)
+		WHERE (live > 0 OR gone_at > $2) AND (selector IN (%s) OR selector LIKE '%%,%%' AND (1 = 0%s))`, in, &named), args, &used, &mine)
 	return mine > 0 || used < int64(p.MaxRules), err
 }

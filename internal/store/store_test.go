@@ -68,7 +68,7 @@ var suite = []func(*env){
 	putStoresEverything, putRefreshesTheLiveBlock, putNeverShortens, putHoldsToTheCap, putCountsTTLFromTheEvent, putWithoutEndStaysWithoutEnd,
 	putPastItsTimeIsEvidenceOnly, putOlderThanADeleteIsEvidenceOnly, putMeetsADueBlock, putKeepsFirstAndLastRequests, putTellsKeysApart,
 	putRepeatsAnAnswer, putRefusesAKeyWithAnotherBody, putForgetsNothingTwice, putIsolatesABadRow, putHoldsToMaxBlocks, putHoldsToMaxRules,
-	putWidensBeyondMaxRules, putAnswersBusyWhenTheQueueIsFull, putOutlivesItsCaller,
+	putHoldsToMaxRulesOfSeveralNames, putWidensBeyondMaxRules, putAnswersBusyWhenTheQueueIsFull, putOutlivesItsCaller,
 	setExpiryMovesTheEnd, endBlockTellsWhatStillCovers, endBlocksEndsWhatMatches, endDueEndsWhatIsDue, exemptionEndsOverlappingBlocks,
 	blocksFilterAndPage, changesGiveWhatWasWritten, requestsPage,
 	firewallsComeAndGo, holdsOfOneAndAll, holdsEndByThemselves, panicEmptiesAndHolds, panicOfAllEndsForSome, approvalsAreAskedDecidedAndUsed, simulatedBlocksAreEvidenceUntilARealOneIsAskedFor, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned, sentIsWhatARunMayHaveBrought,
