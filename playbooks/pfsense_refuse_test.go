@@ -272,6 +272,29 @@ func TestFlush_worksWhileARunHangs(t *testing.T) {
 	f.wantFailure(f.apply(mixed, nil), "flushed")
 }
 
+func TestFlush_aRunThatHangsBeforeItChangesAnythingStopsAtTheHold(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply(mixed[:1], nil)
+	f.SSH(`mv /sbin/pfctl /sbin/pfctl.whole; touch /tmp/hang; cat >/sbin/pfctl <<'END'
+#!/bin/sh
+case $* in -sr) touch /tmp/hangs; while [ -e /tmp/hang ]; do sleep 0.02; done ;; esac
+exec /sbin/pfctl.whole "$@"
+END
+chmod +x /sbin/pfctl`)
+	done := make(chan answer)
+	other := manage(t, f.Lab) // runs beside f's
+	go func() { done <- other.apply(mixed, nil) }()
+	f.SSH("until [ -e /tmp/hangs ]; do sleep 0.02; done")
+	f.wantFailure(f.play("flush.yml", nil), "busy")
+	f.SSH("rm /tmp/hang")
+	f.wantFailure(<-done, "flushed")
+	if left := f.tableEntries(); len(left) != 0 {
+		t.Errorf("tables hold %v", left)
+	}
+	f.wantFailure(f.apply(mixed, nil), "flushed")
+}
+
 func TestFlush_opensTheFirewallEvenWhenPfRefusesTheRuleset(t *testing.T) {
 	t.Parallel()
 	f := start(t, "2.7.2")

@@ -244,7 +244,7 @@ func TestApply_killsOnlyTheStatesOfWhatIsNewlyBlocked(t *testing.T) {
 	t.Parallel()
 	f := start(t, "2.7.2")
 	f.mustApply([]string{"203.0.113.1 - - - wan"}, nil)
-	for _, state := range []string{
+	f.states(
 		"em0 tcp 203.0.113.1 1 198.51.100.1 22",  // blocked before
 		"em0 tcp 203.0.113.2 1 198.51.100.1 22",  // new, any
 		"em0 tcp 203.0.113.3 1 198.51.100.1 22",  // new, to that port
@@ -252,9 +252,7 @@ func TestApply_killsOnlyTheStatesOfWhatIsNewlyBlocked(t *testing.T) {
 		"em0 udp 203.0.113.4 1 198.51.100.2 53",  // new, to that destination
 		"em0 udp 203.0.113.4 1 198.51.100.3 53",
 		"em0 tcp 203.0.113.5 1 198.51.100.1 22", // nobody's business
-	} {
-		f.AddState(strings.Fields(state)[0], strings.Fields(state)[1], strings.Fields(state)[2], strings.Fields(state)[3], strings.Fields(state)[4], strings.Fields(state)[5])
-	}
+	)
 	next := []string{"203.0.113.1 - - - wan", "203.0.113.2 - - - wan", "203.0.113.3 - tcp 22 wan", "203.0.113.4 198.51.100.2 - - wan"}
 	a := f.mustApply(next, vars{"pfsense_kill_states": false})
 	if got := strings.Count(f.SSH("pfctl -ss"), "\n"); got != 7 || a.Parry.StatesKilled != 0 {
@@ -272,6 +270,134 @@ func TestApply_killsOnlyTheStatesOfWhatIsNewlyBlocked(t *testing.T) {
 	if got := strings.Count(states, "\n"); got != 4 {
 		t.Errorf("%d states left, want 4:\n%s", got, states)
 	}
+}
+
+// states opens connections, each "interface protocol source port destination port".
+func (f *firewall) states(states ...string) {
+	f.t.Helper()
+	for _, state := range states {
+		s := strings.Fields(state)
+		f.AddState(s[0], s[1], s[2], s[3], s[4], s[5])
+	}
+}
+
+// wantStates holds the open connections to those of the sources, each once.
+func (f *firewall) wantStates(when string, sources ...string) {
+	f.t.Helper()
+	var got []string
+	for _, state := range strings.Split(strings.TrimSpace(f.SSH("pfctl -ss")), "\n") {
+		if _, from, ok := strings.Cut(state, " <- "); ok {
+			source, _, _ := strings.Cut(from, ":")
+			got = append(got, source)
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, sources) {
+		f.t.Errorf("%s: states of %v are open, want %v", when, got, sources)
+	}
+}
+
+// dieAtStates makes PHP end at once where it is to end connections, until the next call.
+func (f *firewall) dieAtStates(die bool) {
+	f.t.Helper()
+	if die {
+		f.SSH(`sed -i.whole 's/^function pfSense_kill_states(.*{$/& exec("kill -9 " . getmypid());/' /usr/local/lib/php/pfsense_module.php`)
+	} else {
+		f.SSH("mv /usr/local/lib/php/pfsense_module.php.whole /usr/local/lib/php/pfsense_module.php")
+	}
+}
+
+func TestApply_killsTheStatesOfWhatADeadRunHasLoaded(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.mustApply([]string{"203.0.113.1 - - - wan"}, nil)
+	all := []string{"203.0.113.1 - - - wan", "203.0.113.2 - - - wan", "203.0.113.3 - tcp 22 wan", "203.0.113.4 198.51.100.2 - - wan"}
+	f.dieAtStates(true)
+	if a := f.apply(all, nil); !a.Failed {
+		t.Fatal("the run that was to die did not")
+	}
+	if a := f.apply(all, nil); !a.Failed { // finds nothing to add, and dies as well
+		t.Fatal("the second run that was to die did not")
+	}
+	f.dieAtStates(false)
+	f.wantProof(f.play("verify.yml", nil), all...)
+	f.Reboot(false)
+	f.states("em0 tcp 203.0.113.1 1 198.51.100.1 22", "em0 tcp 203.0.113.2 1 198.51.100.1 22", "em0 tcp 203.0.113.3 1 198.51.100.1 22",
+		"em0 udp 203.0.113.4 1 198.51.100.2 53", "em0 tcp 203.0.113.5 1 198.51.100.1 22")
+
+	before := f.snapshot()
+	f.mustApply(all, nil, "--check")
+	if f.snapshot() != before {
+		t.Error("check mode changed something")
+	}
+	f.wantStates("after check mode", "203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5")
+
+	a := f.mustApply(all[:3], nil) // the last is not wanted any more
+	f.wantProof(a, all[:3]...)
+	f.wantStates("after the run that did not die", "203.0.113.1", "203.0.113.4", "203.0.113.5")
+	if a.Parry.StatesKilled != 2 {
+		t.Errorf("looked after the states of %d entries, want 2", a.Parry.StatesKilled)
+	}
+
+	f.states("em0 tcp 203.0.113.2 1 198.51.100.1 22")
+	if a = f.mustApply(all[:3], nil); a.Changed || a.Parry.StatesKilled != 0 {
+		t.Errorf("nothing to do, yet changed %t, states of %d entries", a.Changed, a.Parry.StatesKilled)
+	}
+	f.wantStates("once it is done", "203.0.113.1", "203.0.113.2", "203.0.113.4", "203.0.113.5")
+}
+
+func TestApply_whatIsOwedIsGoneOnceNobodyWantsIt(t *testing.T) {
+	t.Parallel()
+	for name, next := range map[string]func(*firewall, []string){
+		"a flush": func(f *firewall, all []string) {
+			f.play("flush.yml", nil)
+			f.mustApply(nil, vars{"parry_adopt": true})
+		},
+		"states are let be": func(f *firewall, all []string) { f.mustApply(all, vars{"pfsense_kill_states": false}) },
+		"a run that changes nothing": func(f *firewall, all []string) {
+			if a := f.mustApply(all, nil); a.Changed || a.Parry.StatesKilled != 1 {
+				f.t.Errorf("changed %t, states of %d entries; want false and 1", a.Changed, a.Parry.StatesKilled)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, "2.7.2")
+			all := []string{"203.0.113.1 - - - wan", "203.0.113.2 - - - wan"}
+			f.mustApply(all[:1], nil)
+			f.dieAtStates(true)
+			f.apply(all, nil)
+			f.dieAtStates(false)
+			kept := func() string { return f.SSH("cat /conf/parry.json") }
+			if !strings.Contains(kept(), "203.0.113.2") {
+				t.Fatalf("a dead run left %s", kept())
+			}
+			next(f, all)
+			if strings.Contains(kept(), "203.0.113") {
+				t.Errorf("left %s", kept())
+			}
+		})
+	}
+}
+
+// pfSense leaves a rule out without a word to its caller: the run fails, and what came into force beside it is in force.
+func TestApply_aRuleThatIsLeftOutKeepsNobodyElsesConnectionsAlive(t *testing.T) {
+	t.Parallel()
+	f := start(t, "2.7.2")
+	f.SSH(`sed -i.whole '/^function filter_generate_user_rule(/a if (($rule["interface"] ?? "") === "opt1") { return "# left out"; }' /etc/inc/filter.inc`)
+	all := []string{"203.0.113.1 - - - wan", "203.0.113.2 - - - opt1"}
+	f.states("em0 tcp 203.0.113.1 1 198.51.100.1 22", "em2 tcp 203.0.113.2 1 198.51.100.1 22", "em0 tcp 203.0.113.5 1 198.51.100.1 22")
+	f.wantFailure(f.apply(all, nil), "pf_refused")
+	f.wantProof(f.play("verify.yml", nil), all[0])
+	f.wantStates("while one rule is left out", "203.0.113.2", "203.0.113.5")
+
+	f.states("em0 tcp 203.0.113.1 1 198.51.100.1 22") // of a block that is not new any more
+	f.wantFailure(f.apply(all, nil), "pf_refused")
+	f.wantStates("after a second run", "203.0.113.1", "203.0.113.2", "203.0.113.5")
+
+	f.SSH("mv /etc/inc/filter.inc.whole /etc/inc/filter.inc")
+	f.wantProof(f.mustApply(all, nil), all...)
+	f.wantStates("once it stands", "203.0.113.1", "203.0.113.5")
 }
 
 func TestApply_secondaryWritesEntriesAndNoStructure(t *testing.T) {

@@ -55,10 +55,13 @@ function parry_state_path(): string
     return g_get('conf_path') . '/parry.json';
 }
 
-/** {controller, epoch, held, run_id, revision, empty: {rule id: Unix time since which it has had no entry}} */
+/**
+ * {controller, epoch, held, run_id, revision, empty: {rule id: Unix time since which it has had no entry}, owed: ["rule id source" of what may be
+ * loaded while its open connections are not ended]}
+ */
 function parry_state_read(bool $adopt): array
 {
-    $none = ['controller' => '', 'epoch' => 0, 'held' => false, 'run_id' => '', 'revision' => 0, 'empty' => []];
+    $none = ['controller' => '', 'epoch' => 0, 'held' => false, 'run_id' => '', 'revision' => 0, 'empty' => [], 'owed' => []];
     $path = parry_state_path();
     if (!file_exists($path)) {
         return $none;

@@ -2,6 +2,7 @@
 /* pf itself: what is loaded, and the few commands that change a table. Nothing here trusts config.xml or a file for what is in force. */
 
 const PARRY_TABLES = '/var/db/aliastables';
+const PARRY_ENDED = 1000;      /* entries a run whose open connections are ended, so that a storm cannot hold the firewall up */
 
 function parry_alias(string $id): string
 {
@@ -241,8 +242,34 @@ function parry_count_lines(string $path): int
 }
 
 /**
+ * The entries whose open connections are to be ended: those that come into force, then those that runs loaded which did not get to their end.
+ * Kept from before anything is loaded until it is done, as the next run finds loaded what this one leaves behind.
+ *
+ * @param list<array{string,array}> $added [source, group]   @param list<string> $owed of runs before   @return list<string> "rule id source"
+ */
+function parry_owed(array $added, array $owed): array
+{
+    $new = array_map(fn($entry) => "{$entry[1]['id']} {$entry[0]}", array_slice($added, 0, PARRY_ENDED));
+    return array_slice(array_unique(array_merge($new, $owed)), 0, PARRY_ENDED);
+}
+
+/** @return list<array{string,array}> [source, group] of what is owed and in one of the groups */
+function parry_owed_entries(array $owed, array $groups): array
+{
+    $entries = $sources = [];
+    foreach ($owed as $entry) {
+        [$id, $source] = explode(' ', $entry);
+        $sources[$id] ??= array_flip($groups[$id]['sources'] ?? []);
+        if (isset($sources[$id][$source])) {
+            $entries[] = [$source, $groups[$id]];
+        }
+    }
+    return $entries;
+}
+
+/**
  * Ends the open connections that newly blocked sources had through what is now blocked, and no other: pf goes on passing packets of a state
- * that was made before the block. At most 1000 entries a run, so that a storm cannot hold the firewall up.
+ * that was made before the block.
  *
  * @param list<array{string,array}> $added [source, group]   @return int entries looked after
  */
@@ -252,7 +279,6 @@ function parry_kill_states(array $added): int
         return 0;
     }
     $with_port = [];
-    $added = array_slice($added, 0, 1000);
     foreach ($added as [$source, $group]) {
         if ($group['port'] !== '-') {
             $with_port[] = [$source, $group];

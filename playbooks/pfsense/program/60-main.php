@@ -3,7 +3,7 @@
 
 const PARRY_LOCK_SECONDS = ['apply' => 20, 'verify' => 20, 'flush' => 5];
 const PARRY_INERT_SECONDS = 86400;
-const PARRY_CLAIM = ['controller' => 1, 'epoch' => 1, 'held' => 1, 'revision' => 1];        /* what must be known before anything changes */
+const PARRY_CLAIM = ['controller' => 1, 'epoch' => 1, 'held' => 1, 'revision' => 1, 'owed' => 1];      /* what must be known before anything changes */
 const PARRY_FEW = 256;         /* entries that are changed in a table one by one */
 
 /**
@@ -120,6 +120,7 @@ function parry_apply(array $run, string $desired, ?string $exempt, array $firewa
     [$added, $removed] = parry_changes($loaded, $wanted);
     $changed = $plan['changed'] || $reload || $files || $added || $removed || ($ahead && $before['exempt'] !== $exempt && !$missing);
     array_multisort(array_column($rejected, 'line'), $rejected);
+    $state['owed'] = $run['kill_states'] ? parry_owed($added, $known['owed']) : [];
     $counts = ['added' => count($added), 'removed' => count($removed), 'rejected' => $rejected, 'capacity' => $capacity];
     $diff = $run['diff'] ? ['diff' => parry_diff($loaded, $wanted, $added, $removed, $before['exempt'] ?? [], $exempt)] : [];
     if ($run['check']) {
@@ -127,6 +128,7 @@ function parry_apply(array $run, string $desired, ?string $exempt, array $firewa
         return ['changed' => (bool)$changed, 'msg' => parry_summary('would be', $facts), 'parry' => $facts] + $diff;
     }
 
+    parry_claim($run, parry_state_read($run['adopt']));         /* a flush that could not wait for us may have set a hold */
     if (array_intersect_key($state, PARRY_CLAIM) != array_intersect_key($known, PARRY_CLAIM)) {
         parry_state_write($state);      /* before any change: from here on an older epoch is refused */
     }
@@ -149,17 +151,25 @@ function parry_apply(array $run, string $desired, ?string $exempt, array $firewa
             @unlink(parry_table_path((string)$id));
         }
     }
+    /* before the run can fail below: connections through what is in force do not wait until the rest is, too */
+    $exempted = !$exempt || $loaded['exempt'] === $exempt;
+    $proved = $exempted ? array_filter($groups, fn($group, $id) => ($loaded['groups'][$id]['sources'] ?? null) === $group['sources'], ARRAY_FILTER_USE_BOTH) : [];
+    $counts['states_killed'] = parry_kill_states(parry_owed_entries($state['owed'], $proved));
+    $unproved = array_diff_key($groups, $proved);
+    $state['owed'] = array_values(array_filter($state['owed'], fn($entry) => isset($unproved[strtok($entry, ' ')])));
+    $state['held'] = parry_state_read(true)['held'];            /* a flush that could not wait for us may have set it */
+    if ($unproved) {
+        parry_state_write($state);
+    }
     if ($missing) {
         throw new ParryFailure('structure_missing', count($missing) . ' rules are not in this node\'s configuration yet; the table files are written: apply to the primary, let it sync, then run again');
     }
     parry_require_loaded($groups, $loaded['groups']);
-    if ($exempt && $loaded['exempt'] !== $exempt) {
+    if (!$exempted) {
         throw new ParryFailure('pf_refused', 'the exemptions did not come into force as written; see Status > Filter Reload on the firewall');
     }
-    $counts['states_killed'] = $run['kill_states'] ? parry_kill_states($added) : 0;
-    if ($changed || $state['empty'] != $known['empty']) {
-        $held = parry_state_read(true)['held'];         /* a flush that could not wait for us may have set it */
-        $state = ['held' => $held, 'run_id' => $run['run_id'], 'revision' => $run['revision']] + $state;
+    if ($changed || $state['empty'] != $known['empty'] || $known['owed']) {
+        $state = ['run_id' => $run['run_id'], 'revision' => $run['revision']] + $state;
         parry_state_write($state);
     }
     $facts = parry_facts($run, $state, $loaded, $counts);
@@ -328,7 +338,7 @@ function parry_flush(array $run, array $firewall): array
     $changed = !$state['held'] || $plan['changed'] || $files || $removed;
     $diff = $run['diff'] ? ['diff' => parry_diff($loaded['groups'], $wanted, $added, $removed)] : [];
     if ($changed && !$run['check']) {
-        parry_state_write(['held' => true, 'run_id' => $run['run_id'], 'empty' => []] + $state);
+        parry_state_write(['held' => true, 'run_id' => $run['run_id'], 'empty' => [], 'owed' => []] + $state);
         $state['held'] = true;
         parry_empty_tables();
         if ($secondary) {
