@@ -250,6 +250,51 @@ func TestNftables_openConnectionsAreCutAndOnlyTheirs(t *testing.T) {
 	}
 }
 
+// What a run has loaded that broke off before it ended connections, the next one makes up for.
+func TestNftables_theConnectionsThatADeadRunLeftAreCut(t *testing.T) {
+	t.Parallel()
+	f := startLinux(t)
+	f.SSH("nft add chain inet filter seen '{ type filter hook forward priority 0; }'; nft add rule inet filter seen ct state established accept") // connections are tracked
+	f.net.Echo(7)
+	first, second, dropped := f.dial("tcp", attacker, server+":7"), f.dial("tcp", third, server+":7"), f.dial("tcp", other, server+":7")
+	entries := []string{attacker + " - - - wan", third + " - tcp 7 wan", other + " - - - wan"}
+
+	whole := f.Bundle
+	f.Bundle = filepath.Join(f.dir, "dies")
+	if err := os.CopyFS(f.Bundle, os.DirFS(whole)); err != nil {
+		t.Fatal(err)
+	}
+	flows := filepath.Join(f.Bundle, "program/45-flows.py")
+	program, err := os.ReadFile(flows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(flows, append(program, "\n\ndef kill_flows(*_):\n    os.kill(os.getpid(), 9)\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second finds nothing to add, and dies as well
+		if a := f.apply(entries, nil); !a.Failed {
+			t.Fatal("the run that was to die did not")
+		}
+	}
+	f.Bundle = whole
+	f.wantProof(f.play("verify.yml", nil), entries...)
+	tracked := func(c net.Conn) bool { return strings.Contains(f.SSH("conntrack -L 2>/dev/null"), "sport="+sport(c)) }
+
+	f.mustApply(entries, nil, "--check")
+	if !tracked(first) || !tracked(second) || !tracked(dropped) {
+		t.Error("check mode ended a flow, or a dead run did")
+	}
+	a := f.mustApply(entries[:2], nil) // the last is not wanted any more
+	f.wantProof(a, entries[:2]...)
+	if tracked(first) || tracked(second) || !tracked(dropped) || a.Parry.FlowsKilled != 2 {
+		t.Errorf("%d flows ended; left is\n%s", a.Parry.FlowsKilled, f.SSH("conntrack -L 2>/dev/null"))
+	}
+	if a = f.mustApply(entries[:2], nil); a.Changed || a.Parry.FlowsKilled != 0 {
+		t.Errorf("nothing to do, yet changed %t, %d flows ended", a.Changed, a.Parry.FlowsKilled)
+	}
+}
+
 func sport(c net.Conn) string {
 	_, port, _ := net.SplitHostPort(c.LocalAddr().String())
 	return port + " "

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-STATE = "/var/lib/parry-nftables"  # state.json; entries, exempt and restore.py are for the boot
+STATE = "/var/lib/parry-nftables"  # state.json; owed; entries, exempt and restore.py are for the boot
 LOCK = "/run/parry-nftables.lock"
 UNIT = "/etc/systemd/system/parry-nftables.service"
 WANTS = ("/etc/systemd/system/sysinit.target.wants/parry-nftables.service", "/etc/systemd/system/nftables.service.wants/parry-nftables.service")
@@ -105,6 +105,19 @@ def write_state(state):
     write_file(f"{STATE}/state.json", json.dumps(state).encode() + b"\n")
 
 
+def read_owed():
+    """The entries, by their first five columns, that may be loaded while the connections that they block have not been ended: kept from before they
+    are written until that is done, as a run finds loaded what one that broke off has left."""
+    return set(read_file(f"{STATE}/owed").decode("ascii", "replace").splitlines())
+
+
+def write_owed(entries):
+    if entries:
+        write_file(f"{STATE}/owed", "".join(f"{line}\n" for line in sorted(entries)).encode())
+    elif os.path.exists(f"{STATE}/owed"):
+        os.unlink(f"{STATE}/owed")
+
+
 def write_boot(program, entries, exempt):
     """Keeps what a boot needs to load the same blocks for what is then left of their time: an nft file could only say how long from then on."""
     changed = write_file(f"{STATE}/restore.py", program + b"\nrestore()\n", 0o700)
@@ -124,7 +137,7 @@ def write_boot(program, entries, exempt):
 
 
 def remove_boot():
-    found = [path for path in (*WANTS, UNIT, f"{STATE}/restore.py", f"{STATE}/entries", f"{STATE}/exempt") if os.path.lexists(path)]
+    found = [path for path in (*WANTS, UNIT, *(f"{STATE}/{name}" for name in ("restore.py", "entries", "exempt", "owed"))) if os.path.lexists(path)]
     for path in found:
         os.unlink(path)
     if UNIT in found:

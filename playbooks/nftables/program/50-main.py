@@ -143,6 +143,9 @@ def apply(run, tables, data, exempt, program):
         if state != known:
             write_state(state)  # before any change: from here on an older epoch is refused
             known = state
+        owed = still_owed(change, counts["texts"]) if run["kill"] else set()
+        if change.added:
+            write_owed(owed)
         if change:
             try:
                 written_to = change.commit(tables)
@@ -155,7 +158,9 @@ def apply(run, tables, data, exempt, program):
             loaded = settled(tables, change, loaded, written_to)
             if tables.took > SLACK:
                 loaded = punctual(tables, desired, exempt, loaded)
-        killed = kill_flows(change.added, change.exempt) if run["kill"] and change.added else 0
+        ending = [(shape, key) for shape, keys in counts["texts"].items() for key, line in keys.items() if line in owed] if owed else []
+        killed = kill_flows(ending, change.exempt) if ending else 0
+        write_owed(set())
         kept = write_boot(program, desired.accepted(), b"".join(f"{line}\n".encode() for line in exempt_lines(change.exempt)))
         changed = bool(change) or kept
         if changed:
@@ -164,6 +169,15 @@ def apply(run, tables, data, exempt, program):
         told = facts_of(run, state, loaded, flows_killed=killed, **counts)
         return {"changed": changed, "msg": summary("", told), "parry": told, **difference},
     raise Failure("busy", "others change the ruleset all the time, so that no change of ours got in between; try again")
+
+
+def still_owed(change, texts):
+    """The first five columns of the entries whose connections are to be ended: what comes into force, and what runs loaded which broke off before
+    that was done, unless it has gone meanwhile."""
+    owed = read_owed()
+    if owed:
+        owed &= {line for keys in texts.values() for line in keys.values()} | {key_text(shape, key) for shape, key in change.removed}
+    return owed | {texts[shape][key] for shape, key in change.added}
 
 
 def settled(tables, change, before, written_to):
