@@ -40,7 +40,7 @@ func Suite(t *testing.T, trigger Trigger) {
 		name string
 		run  func(r *Rig, s *Service, t Trigger)
 	}{
-		{"add", add}, {"repeat", repeat}, {"delete", deletes}, {"IPv6", ipv6}, {"missing", missing}, {"hostile", hostile},
+		{"add", add}, {"repeat", repeat}, {"delete", deletes}, {"refusedDelete", refusedDelete}, {"IPv6", ipv6}, {"missing", missing}, {"hostile", hostile},
 		{"downAndBack", downAndBack}, {"slow", slow}, {"wrongCA", wrongCA}, {"wrongToken", wrongToken}, {"refused", refused},
 		{"storm", storm}, {"spoolFull", spoolFull}, {"otherName", otherName}, {"example", example},
 	} {
@@ -141,6 +141,38 @@ func deletes(r *Rig, s *Service, t Trigger) {
 	r.WantLog("ended " + a.Source)
 	if b := s.Block(a.Source); b.EndedAt.IsZero() {
 		r.Errorf("after a delete: %+v", b)
+	}
+}
+
+// A delete that was refused does not come back to end what was blocked after it.
+func refusedDelete(r *Rig, s *Service, t Trigger) {
+	if !t.Deletes {
+		r.Skip("its SIEM has no deletes")
+	}
+	secret, err := os.ReadFile(r.Dir + "/token")
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Configure("ttl=4h\ndelete=honour\n")
+	r.Write("token", Token)
+	a := Alert{N: 1, Source: r.Address(7), Time: ago(2 * time.Minute)}
+	ends := a
+	ends.Delete = true
+	fire(r, t, a)
+	fire(r, t, ends)
+	r.Sent()
+	r.Write("token", string(secret))
+	a.N, a.Time = 2, ago(time.Minute)
+	fire(r, t, a)
+	r.Sent()
+	r.Log()
+	r.MustRun("--requeue")
+	r.WantLog("1 refused deletes stay in " + r.Spool + "/refused")
+	if b := s.Block(a.Source); !b.EndedAt.IsZero() || b.Count != 2 {
+		r.Errorf("counted %d requests, want 2 and a live block: %+v", b.Count, b)
+	}
+	if refused := r.Files("refused"); len(refused) != 1 || !strings.HasSuffix(refused[0], ".delete.json") {
+		r.Errorf("refused: %v, want the delete", refused)
 	}
 }
 
