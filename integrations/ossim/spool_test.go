@@ -1,6 +1,7 @@
 package ossim_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -168,6 +170,42 @@ func TestRefused_isSetAsideWithOneLine(t *testing.T) {
 	})
 }
 
+// What cannot be set aside is not sent again and again: the round ends with a line that says why, and nothing is lost.
+func TestRefused_thatCannotBeSetAsideEndsTheRound(t *testing.T) {
+	inEachShell(t, func(r *rig) {
+		r.MustRun("--replay") // makes the spool
+		if err := os.Remove(r.Spool + "/refused"); err != nil {
+			r.Fatal(err)
+		}
+		if err := os.Symlink("/proc", r.Spool+"/refused"); err != nil { // a directory in which root makes no file either
+			r.Fatal(err)
+		}
+		var once sync.Once
+		r.SetMood(func(w http.ResponseWriter, _ body) (refused bool) {
+			once.Do(func() {
+				problem(w, http.StatusUnprocessableEntity, "203.0.113.1 is exempt: our resolver")
+				refused = true
+			})
+			return refused
+		})
+		if status, out := r.Run("--wait", "--src-ip=203.0.113.1"); status != 6 || r.Attempts() != 1 || len(r.Files("queue")) != 1 {
+			r.Fatalf("status %d after %d requests, waiting %v, %q; want 6, one request, and that it waits", status, r.Attempts(), r.Files("queue"), out)
+		}
+		r.WantLog("refused 203.0.113.1", "is exempt", "; sending stops until "+r.Spool+"/refused is mended: mv: ")
+		name := r.Files("queue")[0]
+		old := r.waitsSince(name, time.Now().Add(-48*time.Hour))
+		if status, out := r.Run("--replay"); status != 6 || r.Attempts() != 1 || len(r.Files("queue")) != 1 {
+			r.Fatalf("status %d after %d requests, waiting %v, %q; want 6, no other request, and that it waits", status, r.Attempts(), r.Files("queue"), out)
+		}
+		r.WantLog("too old to send, 203.0.113.1", "; sending stops until "+r.Spool+"/refused is mended: mv: ")
+		if err := errors.Join(os.Rename(r.Spool+"/queue/"+old, r.Spool+"/queue/"+name), os.Remove(r.Spool+"/refused")); err != nil {
+			r.Fatal(err)
+		}
+		r.MustRun("--replay")
+		r.untilAccepted(1)
+	})
+}
+
 func TestBusy_waitsAsLongAsRetryAfterSays(t *testing.T) {
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusRequestTimeout} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
@@ -255,6 +293,16 @@ func TestSpoolFull_isLoud(t *testing.T) {
 	})
 }
 
+// waitsSince renames a request of the queue as if it had been taken then.
+func (r *rig) waitsSince(name string, then time.Time) string {
+	r.Helper()
+	old := fmt.Sprint(then.UnixNano()) + name[strings.Index(name, "_"):]
+	if err := os.Rename(r.Spool+"/queue/"+name, r.Spool+"/queue/"+old); err != nil {
+		r.Fatal(err)
+	}
+	return old
+}
+
 func TestTooOld_isSetAside(t *testing.T) {
 	inEachShell(t, func(r *rig) {
 		r.Configure("spool_age=3600\n")
@@ -262,11 +310,7 @@ func TestTooOld_isSetAside(t *testing.T) {
 		r.MustRun("--src-ip=203.0.113.1")
 		r.MustRun("--src-ip=203.0.113.2")
 		r.Idle()
-		name := r.Files("queue")[0]
-		old := fmt.Sprint(time.Now().Add(-2*time.Hour).UnixNano()) + name[strings.Index(name, "_"):]
-		if err := os.Rename(r.Spool+"/queue/"+name, r.Spool+"/queue/"+old); err != nil {
-			r.Fatal(err)
-		}
+		old := r.waitsSince(r.Files("queue")[0], time.Now().Add(-2*time.Hour))
 		r.Up()
 		r.Log()
 		r.MustRun("--replay")
