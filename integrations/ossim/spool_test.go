@@ -206,6 +206,33 @@ func TestRefused_thatCannotBeSetAsideEndsTheRound(t *testing.T) {
 	})
 }
 
+// What is beyond spool_max of what was refused goes, oldest first, and that is told.
+func TestRefused_beyondTheBoundIsLoud(t *testing.T) {
+	inEachShell(t, func(r *rig) {
+		r.Configure("spool_max=2\n")
+		r.Write("token", "parry_t01JOTHER_x\n")
+		for i := range 4 {
+			if status, out := r.Run("--wait", fmt.Sprintf("--src-ip=203.0.113.%d", i+1)); status != 4 {
+				r.Fatalf("status %d, %q; want 4", status, out)
+			}
+		}
+		if err := os.Remove(r.Spool + "/pruned"); err != nil { // five minutes later
+			r.Fatal(err)
+		}
+		r.Log()
+		status, out := r.Run("--replay")
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		if status != 0 || len(lines) != 2 || !strings.Contains(lines[0], "LOST 203.0.113.1 (") || !strings.Contains(lines[1], "LOST 203.0.113.2 (") {
+			r.Errorf("status %d, %q; want 0 and a line for each of the first two", status, lines)
+		}
+		r.WantLog("LOST 203.0.113.1 (", "/refused is full (2 requests)")
+		refused := r.Files("refused")
+		if len(refused) != 2 || !strings.Contains(refused[0], "_203.0.113.3_") || !strings.Contains(refused[1], "_203.0.113.4_") {
+			r.Errorf("refused: %v, want the last two", refused)
+		}
+	})
+}
+
 func TestBusy_waitsAsLongAsRetryAfterSays(t *testing.T) {
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusRequestTimeout} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
