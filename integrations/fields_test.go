@@ -14,7 +14,7 @@ import (
 )
 
 // wanted are the paths that the test asks fields for; what lies below "root" counts as if it lay at the top.
-var wanted = []string{"srcip", "a.srcip", "a.b.c", "a.0", "a.1.b", "b@x", "id"}
+var wanted = []string{"srcip", "a.srcip", "a.b.c", "a.0", "a.1.b", "b@x", "id", "a.*"}
 
 // fields reads each document with core.part's fields, under one shell and one awk, and returns for each f_error and the wanted values.
 func fields(t *testing.T, shell string, awk []string, documents [][]byte) [][]string {
@@ -36,9 +36,9 @@ func fields(t *testing.T, shell string, awk []string, documents [][]byte) [][]st
 		awk() { $by "$@"; }
 		. "$core"
 		for document in "$dir"/*; do
-			f_error='no awk' f_srcip='' f_a_srcip='' f_a_b_c='' f_a_0='' f_a_1_b='' f_b_x='' f_id=''
-			eval "$(fields root srcip a.srcip a.b.c a.0 a.1.b b@x id <"$document")"
-			printf '%s\0' "$f_error" "$f_srcip" "$f_a_srcip" "$f_a_b_c" "$f_a_0" "$f_a_1_b" "$f_b_x" "$f_id"
+			f_error='no awk' f_srcip='' f_a_srcip='' f_a_b_c='' f_a_0='' f_a_1_b='' f_b_x='' f_id='' f_a__=''
+			eval "$(fields root srcip a.srcip a.b.c a.0 a.1.b b@x id 'a.*' <"$document")"
+			printf '%s\0' "$f_error" "$f_srcip" "$f_a_srcip" "$f_a_b_c" "$f_a_0" "$f_a_1_b" "$f_b_x" "$f_id" "$f_a__"
 		done`, shell, core, dir, strings.Join(awk, " "))
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
@@ -79,6 +79,9 @@ func eachAwk(t *testing.T, spec func(t *testing.T, shell string, awk []string)) 
 // at is what a reader of the whole document finds at a path.
 func at(v any, path string) string {
 	for part := range strings.SplitSeq(path, ".") {
+		if part == "*" {
+			return words(v)
+		}
 		switch in := v.(type) {
 		case map[string]any:
 			v = in[part]
@@ -92,15 +95,34 @@ func at(v any, path string) string {
 			return ""
 		}
 	}
+	text, _ := word(v)
+	return text
+}
+
+// words are an array's, a blank before each; an object with numbers for names is as good as one.
+func words(v any) (out string) {
+	list, _ := v.([]any)
+	if object, ok := v.(map[string]any); ok {
+		list = []any{object["0"]} // the one number among the writer's names
+	}
+	for _, element := range list {
+		if text, ok := word(element); ok {
+			out += " " + text
+		}
+	}
+	return out
+}
+
+func word(v any) (text string, ok bool) {
 	switch v := v.(type) {
 	case string:
-		return strings.ReplaceAll(v, "\x00", "\ufffd")
+		return strings.ReplaceAll(v, "\x00", "\ufffd"), true
 	case json.Number:
-		return v.String()
+		return v.String(), true
 	case bool:
-		return strconv.FormatBool(v)
+		return strconv.FormatBool(v), true
 	}
-	return ""
+	return "", false
 }
 
 // writer writes random documents, with every freedom that JSON has.
@@ -223,6 +245,16 @@ func TestFields_findWhatIsThere(t *testing.T) {
 		}
 		if read < n/10 {
 			t.Errorf("only %d values were there to be found", read)
+		}
+	})
+}
+
+func TestFields_ofAWholeArray(t *testing.T) {
+	eachAwk(t, func(t *testing.T, shell string, awk []string) {
+		document := `{"a":["10.0.0.5",null,{"b":"x"},["y"],"it's *",7,true,""]}`
+		got := fields(t, shell, awk, [][]byte{[]byte(document)})[0]
+		if all := got[len(got)-1]; got[0] != "" || all != " 10.0.0.5 it's * 7 true " {
+			t.Errorf("%q, got %q", got[0], all)
 		}
 	})
 }

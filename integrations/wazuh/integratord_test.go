@@ -2,6 +2,7 @@ package wazuh_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -133,6 +134,56 @@ func TestAlerts_everyKind(t *testing.T) {
 				}
 			}
 		}
+	})
+}
+
+// The agent's own address, and who began a flow, are told by what an address is, not by how it is written, wherever in a list it stands. The
+// webhook agrees.
+func TestAlert_anAddressIsItselfInEverySpelling(t *testing.T) {
+	siemtest.InEachShell(t, "parry-wazuh", func(r *siemtest.Rig) {
+		r.Stub()
+		for n, c := range []struct {
+			source, other string
+			same          bool
+		}{
+			{"2001:db8::7", "2001:DB8:0:00::0007", true}, {"2001:db8::7", "2001:0db8:0000:0000:0000:0000:0000:0007", true},
+			{"2001:DB8::7", "[2001:db8::0.0.0.7]:443", true}, {"2001:db8:1:2:3:4:5:0", "2001:db8:1:2:3:4:5::", true}, {"::7", "0::7", true},
+			{"203.0.113.7", "::ffff:203.0.113.7", true}, {"203.0.113.7", "0:0:0:0:0:FFFF:cb00:7107", true}, {"::ffff:203.0.113.7", "203.0.113.7:22", true},
+			{"2001:db8::7", "2001:db8::70", false}, {"2001:db8::7", "2001:db8:7::", false}, {"203.0.113.7", "::203.0.113.7", false},
+			{"203.0.113.7", "203.0.113.8", false},
+		} {
+			for place, alert := range map[string]map[string]any{
+				"agent.ip":            {"agent": map[string]any{"ip": c.other}},
+				"wazuh.agent.host.ip": {"wazuh": map[string]any{"agent": map[string]any{"host": map[string]any{"ip": []any{"10.0.0.5", nil, "*", "fe80::1%eth0", c.other}}}}},
+				"data.flow.src_ip":    {"data": map[string]any{"flow": map[string]any{"src_ip": c.other}, "srcip": c.source}},
+			} {
+				alert["id"] = fmt.Sprintf("1.%d-%s", n, place)
+				if alert["data"] == nil {
+					alert["data"] = map[string]any{"srcip": c.source}
+				}
+				raw := document(alert)
+				read, err := hooks.ReadWazuh(raw)
+				if err != nil {
+					r.Fatal(err)
+				}
+				want := 0
+				if c.same != (place == "data.flow.src_ip") {
+					want = 2
+				}
+				if verdict := (&hooks.Settings{}).Judge(read); (verdict.Code == "") != (want == 0) {
+					r.Errorf("%s and %s in %s: the webhook says %q", c.source, c.other, place, verdict.Detail)
+				}
+				if status := integratord(r, raw, nil); status != want {
+					r.Errorf("%s and %s in %s: status %d, want %d", c.source, c.other, place, status, want)
+				}
+			}
+		}
+		// A flow that names no address tells nothing.
+		raw := document(map[string]any{"data": map[string]any{"flow": map[string]any{"src_ip": "203.0.113.07"}, "srcip": "203.0.113.7"}})
+		if status := integratord(r, raw, nil); status != 0 {
+			r.Errorf("a flow without an address: status %d, want 0", status)
+		}
+		r.Sent()
 	})
 }
 

@@ -208,7 +208,7 @@ func hostile(r *Rig, s *Service, t Trigger) {
 		"SRC_IP", "host.example", "203.0.113.256", "203.0.113.07", "203.0.113", "3405803783", "0x7f.1", "203.0.113.0/24",
 		"203.0.113.7;touch${IFS}" + r.Dir + "/pwned", "$(touch${IFS}" + r.Dir + "/pwned)", "`id`", "203.0.113.7|id", "../../etc/passwd", "*",
 		"::::", "1::2::3", "12345::1", "fe80::1%eth0", "1:2:3:4:5:6:7", "203.0.113.7\n203.0.113.8", "203.0.113.7'", `203.0.113.7"`, "203.0.113.7\\",
-		"-K/etc/passwd", "--replay", strings.Repeat("1", 60000), strings.Repeat("1.", 3000), "203.0.113.7\x01", "203.0.113.7\xff", "２０３.0.113.7",
+		"-K/etc/passwd", "--replay", strings.Repeat("1", 60000), strings.Repeat("1.", 3000), "203.0.113.7\x01", "203.0.113.7\xff", "２０３.0.113.7", "[203.0.113.7:22]",
 	}
 	for i, source := range sources {
 		if status := t.Fire(r, Alert{N: i, Source: source, Time: ago(0)}); status != 2 {
