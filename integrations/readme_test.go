@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -73,5 +74,32 @@ func TestReadme_ossecConf(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Each copy of a script has a spool of its own, so each has a line for cron: what waits must not wait for the next alert.
+func TestReadme_everyCopyIsReplayed(t *testing.T) {
+	t.Parallel()
+	install := regexp.MustCompile(`(?m)^    install .*-m 07[0-9]+ parry-\S+ (/\S+)$`)
+	for dir, copies := range map[string]int{"ossim": 1, "ossec": 2, "wazuh": 3} {
+		readme, err := os.ReadFile(filepath.Join(dir, "README.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var seen []string
+		for _, m := range install.FindAllStringSubmatch(string(readme), -1) {
+			path := m[1]
+			if slices.Contains(seen, path) {
+				continue
+			}
+			seen = append(seen, path)
+			cron := regexp.MustCompile(`(?m)^    echo '\* \* \* \* \* \w+ ` + path + ` --replay >/dev/null 2>&1' >/etc/cron\.d/` + filepath.Base(path) + `$`)
+			if !cron.Match(readme) {
+				t.Errorf("%s/README.md has no line for cron that replays %s", dir, path)
+			}
+		}
+		if len(seen) != copies {
+			t.Errorf("%s/README.md installs %q, want %d copies", dir, seen, copies)
+		}
 	}
 }
