@@ -92,6 +92,8 @@ func (s *situation) shifts() bool { return !s.endsDue.IsZero() && !s.now.Before(
 func (s *situation) want() decision {
 	nextVerify := s.lastVerify.Add(s.verifyEvery)
 	switch {
+	case s.state.Retiring && s.probation: // of the run that emptied it, or of one before
+		return decision{do: doVerify}
 	case s.state.Retiring:
 		return decision{do: doRetire}
 	case s.state.Simulate:

@@ -81,6 +81,7 @@ func TestDecide(t *testing.T) {
 		"a change elsewhere, just advanced": {with(calm(), func(s *situation) { s.any, s.lastAdvance = 12, noon }), doWait, LaneIdle,
 			noon.Add(30 * time.Second)},
 		"retiring":                                           {with(calm(), func(s *situation) { s.state.Retiring = true }), doRetire, "", time.Time{}},
+		"retiring, emptied and to be confirmed":              {with(calm(), pending, func(s *situation) { s.state.Retiring, s.probation = true, true }), doVerify, "", time.Time{}},
 		"held: not even a verify":                            {with(calm(), held, pending, func(s *situation) { s.verified = false }), doWait, LaneHeld, time.Time{}},
 		"held and retiring":                                  {with(calm(), held, func(s *situation) { s.state.Retiring = true }), doWait, LaneHeld, time.Time{}},
 		"failing: waits":                                     {failing(parry.FailUnreachable), doWait, LaneBackoff, noon.Add(time.Minute)},

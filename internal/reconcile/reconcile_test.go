@@ -578,6 +578,46 @@ func TestReconcile_retireEmptiesProvesAndForgets(t *testing.T) {
 	})
 }
 
+// Where the digest is not one whose apply was confirmed, the read-back after the one retire run is what forgets the firewall.
+func TestReconcile_retireWithABundleThatIsNotProvedIsConfirmedOnce(t *testing.T) {
+	for name, before := range map[string]func(*world){
+		"upgraded since the last apply": func(w *world) {
+			w.mu.Lock()
+			w.digest = strings.Repeat("c", 64)
+			w.mu.Unlock()
+		},
+		"restarted after quiet hours": func(w *world) {
+			w.within(48*time.Hour, "it was read more often than a lane looks back", func() bool { return len(w.runs("fw-a")) > 103 })
+			w.restart(nil)
+			w.idle("fw-a")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, []string{"fw-a"}, nil, func(w *world) {
+				w.becomes(w.put("203.0.113.7", ttl(20*24*time.Hour)), "fw-a", parry.StateEnforced)
+				w.idle("fw-a")
+				before(w)
+				n := len(w.runs("fw-a"))
+				w.must(w.store.SetRetiring(w.ctx, "fw-a"))
+				w.within(5*time.Second, "it is forgotten", func() bool {
+					_, err := w.store.FirewallState(w.ctx, "fw-a")
+					return parry.KindOf(err) == parry.KindNotFound
+				})
+				var got []string
+				for _, r := range w.runs("fw-a")[n:] {
+					got = append(got, fmt.Sprintf("%s %s", r.Kind, r.State))
+				}
+				if d := cmp.Diff([]string{"retire succeeded", "verify succeeded"}, got); d != "" {
+					t.Errorf("runs (-want +got)\n%s", d)
+				}
+				if got := w.firewall("fw-a").holds(); len(got) != 0 {
+					t.Errorf("it still holds %q", got)
+				}
+			})
+		})
+	}
+}
+
 func TestReconcile_oneBadEntryDoesNotFreezeTheOthers(t *testing.T) {
 	simulate(t, []string{"fw-a"}, nil, func(w *world) {
 		w.idle("fw-a")
