@@ -76,15 +76,19 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 	}
 	f.Run = t.run
 	err := t.store(fctx, f)
-	if parry.KindOf(err) == parry.KindConflict {
+	if parry.KindOf(err) == parry.KindConflict && !t.lost {
 		after, err = nil, t.duplicate(fctx, &f, err)
 	}
 	t.r.metrics.ran(&t.run)
 	t.logEnd()
+	if t.lost { // the run is kept as what it came to, and nothing follows from it: the firewall is another replica's
+		t.log.Warn("the run ended after the lane was taken over", "run_id", t.run.ID, "err", err)
+		return time.Time{}, true
+	}
 	if err != nil {
 		t.log.Error("finish the run", "run_id", t.run.ID, "err", err)
 		t.mem.abandon, t.mem.uncertain, t.mem.probe = true, true, nil
-		return t.now().Add(5 * time.Second), t.lost
+		return t.now().Add(5 * time.Second), false
 	}
 	if after != nil {
 		after()

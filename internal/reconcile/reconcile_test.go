@@ -866,6 +866,45 @@ func TestReconcile_aLostLaneEndsItsRunAndIsTakenAgain(t *testing.T) {
 	})
 }
 
+// Another replica may take a lane over before this one hears of it. That is no other firewall's machine, and nothing to write of.
+func TestReconcile_aRunThatEndsAfterItsLaneWasTakenOverEndsQuietly(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		w.idle("fw-a")
+		fw := w.firewall("fw-a")
+		n := fw.count()
+		taken := false
+		fw.set(func(f *firewall) {
+			f.during = func() {
+				if taken {
+					return
+				}
+				taken = true
+				w.r.mu.Lock()
+				lease := w.r.lanes["fw-a"].lease
+				w.r.mu.Unlock()
+				epoch := lease.Epoch
+				if err := lease.RaiseEpoch(w.ctx, 0); err != nil {
+					w.t.Error(err)
+				}
+				lease.Epoch = epoch // the lane itself does not know
+			}
+		})
+		id := w.put("203.0.113.7")
+		w.becomes(id, "fw-a", parry.StateEnforced)
+		for _, r := range w.runs("fw-a")[n:] {
+			if r.State != parry.RunSucceeded || r.Failure != "" {
+				t.Errorf("%s is %s, %s: %s", r.Kind, r.State, r.Failure, r.Message)
+			}
+		}
+		if got := w.state("fw-a").Incident; !taken || got.Open() {
+			t.Errorf("taken over %v, incident %+v", taken, got)
+		}
+		if got := w.mails(); len(got) != 0 {
+			t.Errorf("mails %v", kinds(got))
+		}
+	})
+}
+
 func TestReconcile_anExemptBlockThatTheStoreCannotEndIsRejected(t *testing.T) {
 	simulate(t, []string{"fw-a"}, func(o *Options) {
 		o.Exempt = func(p netip.Prefix) (parry.Exemption, bool) { // an address within an address: the store sees no overlap

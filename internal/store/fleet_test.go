@@ -529,10 +529,14 @@ func laneEpochsFence(e *env) {
 	e.ok(e.BeginRun(e.Context(), old))
 	e.ok(l.Release(e.Context()))
 	e.lane("fw1")
-	err := e.FinishRun(e.Context(), parry.FinishRun{Run: old, Applied: true, Incident: parry.Incident{Since: e.clock.Now()}})
+	err := e.FinishRun(e.Context(), parry.FinishRun{Run: old, Applied: true, Incident: parry.Incident{Since: e.clock.Now()},
+		Notifications: []parry.Notification{{ID: "n-1", Kind: parry.NotifyFailed, Firewall: "fw1", CreatedAt: e.clock.Now(), Channels: []string{"mail"}}}})
 	if !errors.Is(err, store.ErrLaneLost) {
 		e.Fatalf("got %v, want ErrLaneLost", err)
 	}
+	told, err := e.NextDeliveries(e.Context(), "mail", 10, true)
+	e.ok(err)
+	same(e, "told of an incident that is not kept", len(told), 0)
 	f := e.firewall("fw1")
 	same(e, "applied", f.AppliedRev, 0)
 	same(e, "incident", f.Incident.Open(), false)

@@ -65,7 +65,7 @@ func (s *Store) BeginRun(ctx context.Context, r parry.Run) error {
 }
 
 // FinishRun stores all that ends a run in one transaction. If the lane was taken over meanwhile (the firewall's epoch is not the run's), only
-// the run and the notifications are stored, the firewall stays as its new keeper sees it, and the error is ErrLaneLost. Finish a run before
+// the run is stored, the firewall stays as its new keeper sees it, who also tells of it, and the error is ErrLaneLost. Finish a run before
 // raising the lane's epoch.
 func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 	var late bool
@@ -75,16 +75,13 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		if err := t.saveRun(&f.Run); err != nil {
 			return err
 		}
-		if err := t.enqueue(f.Notifications); err != nil {
-			return err
-		}
 		t.auditRun(&f.Run)
 		var epoch, applied, dirty, proved int64
 		var proof, provedAs, drift string
 		err := t.row(`SELECT epoch, applied_rev, dirty_rev, proof, proved_at, proved_as, drift FROM firewalls WHERE name = $1`, []any{f.Run.Firewall},
 			&epoch, &applied, &dirty, &proof, &proved, &provedAs, &drift)
 		if errors.Is(err, sql.ErrNoRows) { // retired meanwhile
-			return nil
+			return t.enqueue(f.Notifications)
 		}
 		if err != nil {
 			return err
@@ -94,6 +91,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		}
 		if late = epoch != f.Run.Epoch; late {
 			return nil
+		}
+		if err := t.enqueue(f.Notifications); err != nil {
+			return err
 		}
 		if f.Retired {
 			t.wakes |= wakeDesired
