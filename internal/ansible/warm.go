@@ -22,11 +22,10 @@ import (
 )
 
 const (
-	warmFirst   = time.Second      // the first wait before a master is started again
-	warmLast    = time.Minute      // the longest
-	warmRefused = 15 * time.Minute // after a refused key or host: firewalls lock out who knocks too often
-	warmStable  = 30 * time.Second // a master that lived so long starts again at warmFirst
-	maxSocket   = 85               // bytes of a ControlPath: ssh adds 17, and a socket's path has at most 107
+	warmFirst  = time.Second      // the first wait before a master is started again
+	warmLast   = time.Minute      // the longest
+	warmStable = 30 * time.Second // a master that lived so long starts again at warmFirst
+	maxSocket  = 85               // bytes of a ControlPath: ssh adds 17, and a socket's path has at most 107
 )
 
 // masters are the warm ssh masters, one per firewall: children of parry that keep a connection open, so that a run need not make one.
@@ -35,6 +34,7 @@ type masters struct {
 	r      *Runner
 	dir    string
 	tmp    bool // dir is a temporary one
+	after  func(time.Duration) <-chan time.Time
 	mu     sync.Mutex
 	closed bool
 	byName map[string]*master
@@ -47,7 +47,7 @@ type master struct {
 	args   []string
 	cancel context.CancelFunc
 	done   chan struct{}
-	kick   chan struct{} // start again now
+	kick   chan struct{} // a run got in: start again now
 
 	mu    sync.Mutex
 	ready bool
@@ -57,7 +57,7 @@ type master struct {
 }
 
 func (ms *masters) init(r *Runner) error {
-	ms.r, ms.byName = r, map[string]*master{}
+	ms.r, ms.byName, ms.after = r, map[string]*master{}, time.After
 	ms.dir = filepath.Join(r.stateDir, "ssh")
 	if len(ms.dir)+len("/0123456789abcdef") > maxSocket {
 		dir, err := os.MkdirTemp("", "parry-ssh-")
@@ -243,13 +243,18 @@ func (m *master) end(sig syscall.Signal) {
 	}
 }
 
-// run keeps the master up until ctx ends. PDEATHSIG is sent when the thread that started the child ends, so it stays on one thread.
+// run keeps the master up until ctx ends. A key or host that is refused is not tried again before a run got in: firewalls lock out who knocks
+// too often, and how often a run may is configured. PDEATHSIG is sent when the thread that started the child ends, so it stays on one thread.
 func (m *master) run(ctx context.Context, r *Runner) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer close(m.done)
 	wait := warmFirst
 	for {
+		select {
+		case <-m.kick: // of a run before this attempt
+		default:
+		}
 		began := time.Now()
 		err := m.once(ctx, r)
 		if ctx.Err() != nil {
@@ -258,19 +263,17 @@ func (m *master) run(ctx context.Context, r *Runner) {
 		if time.Since(began) > warmStable {
 			wait = warmFirst
 		}
-		pause := wait/2 + rand.N(wait/2+1)
-		if msg := err.Error(); hostKeyRE.MatchString(msg) || authRE.MatchString(msg) {
-			pause = warmRefused
+		var again <-chan time.Time
+		if msg := err.Error(); !hostKeyRE.MatchString(msg) && !authRE.MatchString(msg) {
+			again = r.masters.after(wait/2 + rand.N(wait/2+1))
 		}
-		r.log.Debug("warm ssh connection is down", "firewall", m.host.Name, "err", err, "retry_in", pause)
+		r.log.Debug("warm ssh connection is down", "firewall", m.host.Name, "err", err, "refused", again == nil)
 		wait = min(2*wait, warmLast)
-		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 		case <-m.kick:
-		case <-timer.C:
+		case <-again:
 		}
-		timer.Stop()
 		if ctx.Err() != nil {
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -138,6 +139,39 @@ func TestWarm_closesWhenKeyOrHostChanges(t *testing.T) {
 	}
 	if err := g.Warm(t.Context(), g.host); err == nil {
 		t.Error("the second call forgot the failure")
+	}
+}
+
+// Firewalls lock out who knocks too often: after a refusal it is the runs' pause that counts, and no timer of the connection's own.
+func TestWarm_aRefusedKeyIsNotTriedAgainBeforeARunGotIn(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	var timers atomic.Int32
+	g.masters.after = func(time.Duration) <-chan time.Time {
+		timers.Add(1)
+		return nil
+	}
+	keys := g.sshd.KeyFile + ".pub" // whom the server lets in
+	if err := os.Rename(keys, keys+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Warm(t.Context(), g.host); err == nil || !strings.Contains(err.Error(), "Permission denied") {
+		t.Fatalf("got %v", err)
+	}
+	g.run(t, g.spec(t, "")).want(t, parry.RunFailed, parry.FailAuthentication)
+	if n := g.sshd.Connections(); n != 2 { // its own and the run's
+		t.Errorf("%d connections, want 2", n)
+	}
+	if err := os.Rename(keys+".away", keys); err != nil {
+		t.Fatal(err)
+	}
+	g.run(t, g.spec(t, "")).want(t, parry.RunSucceeded, "")
+	g.masters.mu.Lock()
+	m := g.masters.byName[g.host.Name]
+	g.masters.mu.Unlock()
+	until(t, 10*time.Second, "it stands", m.isReady)
+	if n := timers.Load(); n != 0 {
+		t.Errorf("it would have knocked again by itself %d times", n)
 	}
 }
 

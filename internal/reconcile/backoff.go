@@ -10,7 +10,7 @@ import (
 // firewalls that failed together do not come back together.
 type Backoff struct {
 	Min, Max           time.Duration // 2 s, 5 min
-	SlowMin, SlowMax   time.Duration // 5 min, 1 h: what trying again may harm or cannot help
+	SlowMin, SlowMax   time.Duration // 5 min, 1 h or SlowMin where that is longer: what trying again may harm or cannot help
 	QuickMin, QuickMax time.Duration // 1 s, 30 s: what goes away by itself
 }
 
@@ -23,7 +23,7 @@ func (b *Backoff) setDefaults() {
 	def(&b.Min, 2*time.Second)
 	def(&b.Max, 5*time.Minute)
 	def(&b.SlowMin, 5*time.Minute)
-	def(&b.SlowMax, time.Hour)
+	def(&b.SlowMax, max(time.Hour, b.SlowMin))
 	def(&b.QuickMin, time.Second)
 	def(&b.QuickMax, 30*time.Second)
 }

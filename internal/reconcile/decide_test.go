@@ -164,3 +164,14 @@ func TestBackoff_growsIsCappedAndJittered(t *testing.T) {
 		}
 	}
 }
+
+func TestBackoff_aConfiguredPauseIsNotCutShort(t *testing.T) {
+	t.Parallel()
+	b := Backoff{SlowMin: 6 * time.Hour}
+	b.setDefaults()
+	for _, n := range []int{1, 2, 9} {
+		if got, want := b.after(parry.PaceSlow, n, 0.5), 6*time.Hour; got != want {
+			t.Errorf("failure %d: %v, want %v", n, got, want)
+		}
+	}
+}
