@@ -330,7 +330,7 @@ func TestCEF_escapesHeaderAndExtension(t *testing.T) {
 	v6 := added()
 	v6.Block.Source = "2001:db8::7"
 	fw := failed()
-	fw.Firewall = `fw|a\b`
+	fw.Firewall, fw.Report.LiftingN = `fw|a\b`, 2
 	for _, d := range []parry.Delivery{d, v6, fw, of(parry.NotifyEnded), of(parry.NotifySummary)} {
 		if _, err := c.Notify(t.Context(), d); err != nil {
 			t.Fatal(err)
@@ -350,6 +350,9 @@ func TestCEF_escapesHeaderAndExtension(t *testing.T) {
 	}
 	if _, ext := readCEF(t, got[1]); ext["c6a2"] != "2001:db8::7" || ext["c6a2Label"] == "" || ext["src"] != "" {
 		t.Errorf("IPv6: %v", ext)
+	}
+	if _, ext := readCEF(t, got[2]); ext["cn1Label"] != "blocks not in force" || ext["cn1"] != "12" || ext["cn2Label"] != "ended blocks not lifted" || ext["cn2"] != "2" {
+		t.Errorf("%v", ext)
 	}
 	if header, ext := readCEF(t, got[2]); ext["dvchost"] != `fw|a\b` || !strings.HasPrefix(header[5], `fw|a\b failing`) || header[6] != "8" {
 		t.Errorf("%q %v", header, ext)
@@ -372,5 +375,28 @@ func TestText_isCleanLinesForEveryKind(t *testing.T) {
 	}
 	if got, want := notify.Title(new(failed())), "parry: fw-a failing (task), 12 blocks not in force"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// What has ended and still stands is blocked: nobody is to read that it is not in force.
+func TestText_tellsWhatIsNotLiftedApartFromWhatIsNotInForce(t *testing.T) {
+	t.Parallel()
+	d := failed()
+	d.Report.Lifting, d.Report.LiftingN = []string{"b-9 203.0.113.9\x1b"}, 2
+	if got, want := notify.Title(&d), "parry: fw-a failing (task), 12 blocks not in force, 2 ended blocks not lifted"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := notify.NewDocument(&d).Report.Lifting; len(got) != 1 || strings.Contains(got[0], "\x1b") {
+		t.Errorf("the document has %q", got)
+	}
+	d.Report.Waiting, d.Report.WaitingN, d.Report.LiftingN = nil, 0, 1
+	if got, want := notify.Title(&d), "parry: fw-a failing (task), 1 ended block not lifted"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	text := notify.Text(&d)
+	for _, want := range []string{"Not in force: 0\n", "Ended, not lifted: 1\n", "Ended, not lifted:\n- b-9 203.0.113.9"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the text lacks %q:\n%s", want, text)
+		}
 	}
 }

@@ -42,7 +42,7 @@ func NewDocument(d *parry.Delivery) Document {
 	if d.Firewall != "" || d.Kind.OfBundle() || d.Kind == parry.NotifySuspended {
 		r := d.Report
 		r.Task, r.Message = Line(r.Task), Line(r.Message)
-		r.Waiting, r.Rejects, r.Drift = lines(r.Waiting), lines(r.Rejects), lines(r.Drift)
+		r.Waiting, r.Lifting, r.Rejects, r.Drift = lines(r.Waiting), lines(r.Lifting), lines(r.Rejects), lines(r.Drift)
 		r.LogTail = strings.Join(lines(strings.Split(r.LogTail, "\n")), "\n")
 		doc.Report = &r
 	}
@@ -110,8 +110,21 @@ func Title(d *parry.Delivery) string {
 	case d.Kind == parry.NotifyRejected:
 		return fmt.Sprintf("parry: %s rejects %s", fw, count(r.RejectsN, "block", "blocks"))
 	default:
-		return fmt.Sprintf("parry: %s failing (%s), %s not in force", fw, strings.ReplaceAll(string(r.Failure), "_", " "), count(r.WaitingN, "block", "blocks"))
+		return fmt.Sprintf("parry: %s failing (%s), %s", fw, strings.ReplaceAll(string(r.Failure), "_", " "), Undone(r))
 	}
+}
+
+// Undone says what a firewall should do and does not: "2 blocks not in force, 1 ended block not lifted".
+func Undone(r *parry.Report) string {
+	waiting := count(r.WaitingN, "block", "blocks") + " not in force"
+	if r.LiftingN == 0 {
+		return waiting
+	}
+	lifting := count(r.LiftingN, "ended block", "ended blocks") + " not lifted"
+	if r.WaitingN == 0 {
+		return lifting
+	}
+	return waiting + ", " + lifting
 }
 
 // version names a copy: "pfsense 1.2.0 (0123456789ab)".
@@ -237,6 +250,9 @@ func Fields(d *parry.Delivery) (out []Field) {
 		add("approval", "Approval", string(r.Approval))
 		add("enforced", "In force", strconv.Itoa(r.Enforced))
 		add("waiting", "Not in force", strconv.Itoa(r.WaitingN))
+		if r.LiftingN > 0 {
+			add("lifting", "Ended, not lifted", strconv.Itoa(r.LiftingN))
+		}
 		if r.RejectsN > 0 {
 			add("rejects", "Rejected", strconv.Itoa(r.RejectsN))
 		}
@@ -267,6 +283,7 @@ func Text(d *parry.Delivery) string {
 	}
 	list("Would change", d.Report.Change, d.Report.ChangeN)
 	list("Not in force", d.Report.Waiting, d.Report.WaitingN)
+	list("Ended, not lifted", d.Report.Lifting, d.Report.LiftingN)
 	list("Differed", d.Report.Drift, len(d.Report.Drift))
 	list("Rejected", d.Report.Rejects, d.Report.RejectsN)
 	if d.Summary != nil {

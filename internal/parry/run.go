@@ -128,8 +128,10 @@ type Report struct {
 	Hint       string    `json:"hint,omitempty"` // what to do
 	Attempts   int       `json:"attempts,omitempty"`
 	NextTry    time.Time `json:"next_try,omitzero"`
-	Waiting    []string  `json:"waiting,omitempty"` // the first blocks that are not in force (or not lifted), one line each
+	Waiting    []string  `json:"waiting,omitempty"` // the first blocks that are not in force, one line each
 	WaitingN   int       `json:"waiting_n"`         // how many in all
+	Lifting    []string  `json:"lifting,omitempty"` // the first blocks that have ended and are not lifted yet; in rows of earlier versions these are among Waiting
+	LiftingN   int       `json:"lifting_n,omitempty"`
 	Enforced   int       `json:"enforced"`
 	Rejects    []string  `json:"rejects,omitempty"` // block, code
 	RejectsN   int       `json:"rejects_n,omitempty"`

@@ -191,6 +191,27 @@ func TestReconcile_aReportTellsEverything(t *testing.T) {
 	})
 }
 
+// A block that has ended and cannot be lifted still drops: no less in force than it should be, but more.
+func TestReconcile_aReportTellsWhatHasEndedApartFromWhatIsNotInForce(t *testing.T) {
+	simulate(t, []string{"fw-a"}, nil, func(w *world) {
+		id := w.put("203.0.113.7", ttl(5*time.Minute)) // its end comes before the next read-back
+		w.becomes(id, "fw-a", parry.StateEnforced)
+		w.becomes(w.put("203.0.113.8"), "fw-a", parry.StateEnforced)
+		w.idle("fw-a")
+		w.firewall("fw-a").set(func(f *firewall) { f.fail = parry.FailUnreachable })
+		var r parry.Report
+		w.within(10*time.Minute, "it is told", func() bool {
+			for _, d := range w.mails() {
+				r = d.Report
+			}
+			return r.Failure != ""
+		})
+		if r.WaitingN != 0 || len(r.Waiting) != 0 || r.LiftingN != 1 || len(r.Lifting) != 1 || r.Lifting[0] != string(id)+" 203.0.113.7" || r.Enforced != 1 {
+			t.Errorf("waiting %d %q, ended and not lifted %d %q, in force %d", r.WaitingN, r.Waiting, r.LiftingN, r.Lifting, r.Enforced)
+		}
+	})
+}
+
 func TestReconcile_missingFromTheInventoryAndABrokenBundleAreNamed(t *testing.T) {
 	simulate(t, []string{"fw-a", "fw-b"}, nil, func(w *world) {
 		w.idle("fw-a")

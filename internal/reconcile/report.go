@@ -74,7 +74,8 @@ func (t *try) rejectReport(ctx context.Context, fresh map[parry.BlockID]string) 
 	return r
 }
 
-// blocks counts what is in force at an applied revision, and names what is not, oldest first; all is unproved when the firewall is dirty.
+// blocks counts what is in force at an applied revision, and names what is not, oldest first, and what has ended and is not lifted; all is
+// unproved when the firewall is dirty.
 func (t *try) blocks(ctx context.Context, r *parry.Report, applied parry.Revision, dirty bool) {
 	all, _ := t.r.view.in(t.sc)
 	rejected := t.rejects
@@ -99,7 +100,7 @@ func (t *try) blocks(ctx context.Context, r *parry.Report, applied parry.Revisio
 		r.Waiting = append(r.Waiting, b.line())
 	}
 	r.WaitingN = len(waiting)
-	if applied == 0 {
+	if applied == 0 || dirty && r.Failure == parry.FailFlushed { // nothing stands there
 		return
 	}
 	ch, err := t.r.o.Store.Changes(ctx, applied)
@@ -108,11 +109,11 @@ func (t *try) blocks(ctx context.Context, r *parry.Report, applied parry.Revisio
 	}
 	for i := range ch.Blocks {
 		b := &ch.Blocks[i]
-		if b.Live() || b.Simulated || b.Rev > applied || b.EndRev <= applied || !t.sc.has(b.Selector) {
+		if _, no := rejected[b.ID]; no || b.Live() || b.Simulated || b.Rev > applied || b.EndRev <= applied || !t.sc.has(b.Selector) {
 			continue
 		}
-		if r.WaitingN++; len(r.Waiting) < reportLines {
-			r.Waiting = append(r.Waiting, fmt.Sprintf("%s %s (ended, not lifted yet)", b.ID, describe(b.Match)))
+		if r.LiftingN++; len(r.Lifting) < reportLines {
+			r.Lifting = append(r.Lifting, fmt.Sprintf("%s %s", b.ID, describe(b.Match)))
 		}
 	}
 }

@@ -189,6 +189,10 @@ func cef(d *parry.Delivery, version string) string {
 		label("run", string(d.Report.RunID))
 		add("cn1Label", "blocks not in force", 1023)
 		add("cn1", strconv.Itoa(d.Report.WaitingN), 20)
+		if n := d.Report.LiftingN; n > 0 {
+			add("cn2Label", "ended blocks not lifted", 1023)
+			add("cn2", strconv.Itoa(n), 20)
+		}
 		if d.Kind == parry.NotifyFailed {
 			add("reason", d.Report.Message, 1023)
 		}

@@ -187,7 +187,7 @@ func newPage(d *parry.Delivery) *page {
 		p.Title = fmt.Sprintf("parry: %s rejects %s", fw, blocks(r.RejectsN))
 		p.Lead = fmt.Sprintf("%s cannot take %s. All others are in force; these are not.", fw, blocks(r.RejectsN))
 	default:
-		p.Title = fmt.Sprintf("parry: %s %s since %s, %s not in force", fw, phrase(r.Failure), since, blocks(r.WaitingN))
+		p.Title = fmt.Sprintf("parry: %s %s since %s, %s", fw, phrase(r.Failure), since, notify.Undone(r))
 		p.Lead = fmt.Sprintf("%s: %s since %s. %s.", fw, strings.TrimSuffix(phrase(r.Failure), ","), stamp(r.Since), inForce(r))
 	}
 	add := func(name, value string) {
@@ -214,6 +214,9 @@ func newPage(d *parry.Delivery) *page {
 	}
 	if r.WaitingN > 0 {
 		p.Lists = append(p.Lists, newList("Not in force", r.Waiting, r.WaitingN))
+	}
+	if r.LiftingN > 0 {
+		p.Lists = append(p.Lists, newList("Ended, not lifted yet", r.Lifting, r.LiftingN))
 	}
 	if len(r.Drift) > 0 {
 		p.Lists = append(p.Lists, newList("What differed (- was missing, + should not have been there)", r.Drift, len(r.Drift)))
@@ -309,13 +312,25 @@ func version(b *parry.BundleRef) string {
 }
 
 func inForce(r *parry.Report) string {
-	switch {
-	case r.WaitingN == 0:
-		return "Nothing is waiting; what it has proved stays in force as far as parry knows"
-	case r.WaitingN == 1:
-		return "1 block is not in force there"
+	var out []string
+	switch r.WaitingN {
+	case 0:
+	case 1:
+		out = append(out, "1 block is not in force there")
+	default:
+		out = append(out, fmt.Sprintf("%d blocks are not in force there", r.WaitingN))
 	}
-	return fmt.Sprintf("%d blocks are not in force there", r.WaitingN)
+	switch r.LiftingN {
+	case 0:
+	case 1:
+		out = append(out, "1 block has ended and still stands there as far as parry knows")
+	default:
+		out = append(out, fmt.Sprintf("%d blocks have ended and still stand there as far as parry knows", r.LiftingN))
+	}
+	if out == nil {
+		return "Nothing is waiting; what it has proved stays in force as far as parry knows"
+	}
+	return strings.Join(out, ". ")
 }
 
 func newList(title string, lines []string, n int) list {

@@ -131,6 +131,32 @@ func TestNotify_tellsWhichFirewallSinceWhenWhatAndWhatToType(t *testing.T) {
 	}
 }
 
+// An address whose block has ended and could not be lifted is still blocked: the mail must not call that "not in force".
+func TestNotify_tellsWhatIsNotLiftedApartFromWhatIsNotInForce(t *testing.T) {
+	t.Parallel()
+	srv := testenv.StartMail(t, testenv.MailOptions{})
+	d := failure()
+	d.Report.Waiting, d.Report.WaitingN, d.Report.Lifting, d.Report.LiftingN = nil, 0, []string{"b-9 203.0.113.9"}, 1
+	if _, err := mailer(t, srv, nil).Notify(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	_, subject, plain, htm := read(t, srv.Letters()[0].Data)
+	if got, want := subject, "parry: fw-a unreachable since 02:14 UTC, 1 ended block not lifted"; got != want {
+		t.Errorf("subject %q, want %q", got, want)
+	}
+	for _, part := range []string{plain, htm} {
+		part = html.UnescapeString(part)
+		for _, want := range []string{"1 block has ended and still stands there", "Ended, not lifted yet (1)", "b-9 203.0.113.9"} {
+			if !strings.Contains(part, want) {
+				t.Errorf("a part lacks %q:\n%s", want, part)
+			}
+		}
+		if strings.Contains(part, "ot in force") {
+			t.Errorf("a part says that it is not in force:\n%s", part)
+		}
+	}
+}
+
 func TestNotify_aRecoveryAnswersItsFailure(t *testing.T) {
 	t.Parallel()
 	srv := testenv.StartMail(t, testenv.MailOptions{})

@@ -132,7 +132,7 @@ func examples() (out []parry.Delivery) {
 			n.Report = parry.Report{Since: now, Failure: parry.FailBundle, Message: words, Bundle: parry.BundleRef{Name: "pfsense"}}
 		case k != parry.NotifyTest:
 			n.Firewall = "fw-a"
-			n.Report = parry.Report{Firewall: "fw-a", Since: now, Failure: parry.FailTask, Message: words, Waiting: []string{words}, WaitingN: 1}
+			n.Report = parry.Report{Firewall: "fw-a", Since: now, Failure: parry.FailTask, Message: words, Waiting: []string{words}, WaitingN: 1, Lifting: []string{words}, LiftingN: 1}
 		}
 		out = append(out, parry.Delivery{Notification: n, Channel: "hook"})
 	}
