@@ -156,7 +156,6 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 	for name, err := range st.bundles {
 		a.log.Error("a firewall's bundle cannot be used", "firewall", name, "err", err)
 	}
-	a.state.Store(st)
 	if err := a.settle(ctx, st); err != nil {
 		return nil, err
 	}

@@ -22,6 +22,8 @@ import (
 
 // finder finds the infrastructure that must never be blocked, beside what the configuration lists.
 type finder struct {
+	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error) // nil: the system's resolver
+
 	mu    sync.Mutex
 	names map[string][]netip.Addr // of the mail, channels' and database servers, as last resolved: a dead resolver must not unprotect them
 }
@@ -126,7 +128,11 @@ func serverNames(cfg *config.Config) map[string]string {
 func (f *finder) resolve(ctx context.Context, host string) []netip.Addr {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	lookup := f.lookup
+	if lookup == nil {
+		lookup = net.DefaultResolver.LookupNetIP
+	}
+	addrs, err := lookup(ctx, "ip", host)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.names == nil {

@@ -80,17 +80,22 @@ func (a *App) readBundles(ctx context.Context, st *state) {
 	}
 }
 
-// settle brings the database and the never-block list up to a new state.
+// settle brings the never-block list and the database up to a new state, and makes it the one that counts. What takes its time comes first:
+// the database wakes the lanes, and they are to find there and here the same firewalls.
 func (a *App) settle(ctx context.Context, st *state) error {
+	if err := a.replaceExemptions(ctx, parry.ExemptConfig, st.cfg.Exempt()); err != nil {
+		return err
+	}
+	if err := a.refreshExemptions(ctx, st); err != nil {
+		return err
+	}
 	if st.inventory == nil { // else the firewalls' digests are not known, and all would become dirty
 		if err := a.store.SyncFirewalls(ctx, st.fleet.Firewalls); err != nil {
 			return fmt.Errorf("list the firewalls in the database: %w", err)
 		}
 	}
-	if err := a.replaceExemptions(ctx, parry.ExemptConfig, st.cfg.Exempt()); err != nil {
-		return err
-	}
-	return a.refreshExemptions(ctx, st)
+	a.state.Store(st)
+	return nil
 }
 
 // refreshExemptions finds the found ones anew.
@@ -218,7 +223,6 @@ func (a *App) reload(ctx context.Context) error {
 	if err := a.settle(ctx, st); err != nil {
 		return fmt.Errorf("the old configuration stays: %w", err)
 	}
-	a.state.Store(st)
 	if a.o.Level != nil {
 		a.o.Level.Set(Level(cfg.Log.Level))
 	}
@@ -345,7 +349,6 @@ func (a *App) resurvey(ctx context.Context) {
 			a.log.Error("take up the inventory", "err", err)
 			return
 		}
-		a.state.Store(st)
 		a.reconciler.Reload()
 		a.pokeWarm()
 		a.log.Info("the inventory can be read again")

@@ -100,7 +100,7 @@ type FinishRun struct {
 	Drift         *Drift         // that drift; nil leaves the firewall's, and a run that counts ends it
 	Loaded        *Loaded        // what a verify read, in place of what was read before
 	MachineID     string         // as the run told it; empty: it did not get so far
-	Digest        string         // the firewall's as the run began, when that is proved now; else empty
+	Digest        string         // of the firewall that was run against, when that is proved now; else empty
 	Incident      Incident       // the firewall's from now on; zero closes it
 	ClearWords    bool           // Adopt was used
 	Approval      *Approval      // asked for by this run, with its diff; it takes the place of the firewall's open one

@@ -24,6 +24,10 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 		return time.Time{}, ctx.Err() == nil
 	}
 	defer release()
+	host := l.r.o.Host(l.name)
+	if l.r.o.Fleet() != sc.fleet { // a reload since it was decided: the host may be the new fleet's, and what is run must be of one
+		return time.Time{}, true
+	}
 	kind := map[todo]parry.RunKind{doApply: parry.RunApply, doVerify: parry.RunVerify, doRetire: parry.RunRetire, doEmpty: parry.RunPanic, doCheck: parry.RunCheck}[do]
 	m := &l.mem
 	m.lastTry, m.triedDirty, m.triedVerify, m.triedRelevant, m.fresh, m.gather = l.now(), st.DirtyRev, st.VerifyRev, m.relevant, false, false
@@ -39,7 +43,6 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 	case err != nil:
 		return l.failEarly(ctx, st, kind, parry.FailBundle, err.Error())
 	}
-	host := l.r.o.Host(l.name)
 	if host.Err != nil {
 		return l.failEarly(ctx, st, kind, parry.FailInventory, host.Err.Error())
 	}
@@ -73,7 +76,7 @@ func (l *lane) attempt(ctx context.Context, st *parry.FirewallState, fw *parry.F
 			t.run.Kind, t.run.Revision = parry.RunCheck, t.sent.revision
 			return t.do(ctx)
 		}
-		if l.same(st, t.sent) && !l.exemptsDue(st) && !l.shiftsDue() {
+		if st.Digest == fw.Digest && l.same(st, t.sent) && !l.exemptsDue(st) && !l.shiftsDue() {
 			// What is proved is what is desired: a block that a wider one covers came or went.
 			if err := l.r.o.Store.AdvanceApplied(ctx, l.name, t.sent.revision); err != nil {
 				l.log.Error("advance the applied revision", "err", err)

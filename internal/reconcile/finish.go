@@ -66,7 +66,7 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 		f.Dirty = f.Dirty || t.st.DirtyRev <= t.st.AppliedRev && t.moved(fctx, f.Facts)
 	}
 	if p := t.out.Proof; p != nil && !t.interrupted(v) {
-		f.MachineID, f.Digest = p.MachineID, t.st.Digest
+		f.MachineID, f.Digest = p.MachineID, t.fw.Digest
 		if t.loaded != nil {
 			f.Loaded = &parry.Loaded{At: t.run.EndedAt, RunID: t.run.ID, Count: len(t.loaded), Text: t.out.Loaded}
 		}
@@ -96,6 +96,11 @@ func (t *try) finish(ctx context.Context) (until time.Time, again bool) {
 	if f.Dirty { // our own word must not cut the backoff short as an operator's does
 		if st, err := t.state(fctx); err == nil {
 			t.mem.triedDirty = st.DirtyRev
+		}
+	}
+	if f.Applied && t.fw.Digest != t.st.Digest {
+		if st, err := t.state(fctx); err == nil {
+			t.mem.elsewhere = st.DirtyRev
 		}
 	}
 	if t.run.Kind == parry.RunApply && t.r.view.refresh(fctx) == nil {
@@ -144,7 +149,7 @@ func (t *try) judgeRead(ctx context.Context, want parry.Proof) verdict {
 // identity tells whether a verify only asks which machine answers, and in what state: the first one of a firewall that was never proved, or not
 // with its present address and settings.
 func (t *try) identity() bool {
-	return t.run.Kind == parry.RunVerify && t.mem.probe == nil && t.st.ProvedAs != t.st.Digest && t.mem.readAs != t.st.Digest
+	return t.run.Kind == parry.RunVerify && t.mem.probe == nil && t.st.ProvedAs != t.fw.Digest && t.mem.readAs != t.fw.Digest
 }
 
 // duplicate takes back what a run came to when its machine turned out to be another firewall's.
@@ -256,7 +261,7 @@ func (t *try) verified(ctx context.Context, f *parry.FinishRun) (after func()) {
 	m := &t.mem
 	unread := t.identity()
 	m.fresh = unread // what it was read for has not been tried yet
-	m.verified, m.uncertain, m.lastVerify, m.readAs = true, false, t.now(), t.st.Digest
+	m.verified, m.uncertain, m.lastVerify, m.readAs = true, false, t.now(), t.fw.Digest
 	if got := t.out.Proof; unread && (t.st.ProvedAt.IsZero() || got.SHA256 != t.st.Proof.SHA256 || got.Count != t.st.Proof.Count) {
 		f.Incident.NextTry = t.now()
 		return nil // it is known now; an apply follows, which counts

@@ -55,6 +55,7 @@ type memory struct {
 	lastTry, lastVerify, lastAdvance, lastEnd time.Time
 	exemptSent, exemptStale                   time.Time // when exemptions were last sent, and since when others are meant
 	triedRelevant, triedDirty, triedVerify    parry.Revision
+	elsewhere                                 parry.Revision // dirty so far by a configuration that is not this parry's (yet): no run of its own ends that
 
 	relevant   parry.Revision // as last seen, and since when
 	relevantAt time.Time
@@ -360,6 +361,9 @@ func (l *lane) step(ctx context.Context) (until time.Time, again bool) {
 	if err == nil && l.mem.absent {
 		err = l.begin(ctx)
 	}
+	if fw.Digest != st.Digest && st.DirtyRev <= l.mem.elsewhere {
+		st.DirtyRev = min(st.DirtyRev, st.AppliedRev)
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			l.log.Error("read the firewall's state", "err", err)
@@ -409,7 +413,7 @@ func (l *lane) situation(st parry.FirewallState, sc *scope) situation {
 		exemptDue: l.exemptDue(&st),
 		simulated: l.r.view.simRelevant(sc), lastCheck: m.lastCheck,
 		now: l.now(), state: st, relevant: newest, any: any,
-		fresh: m.fresh, verified: m.verified, unread: st.ProvedAs != st.Digest && m.readAs != st.Digest, uncertain: m.uncertain, probation: m.probe != nil && (st.PanicRev == 0 || m.probe.run.Kind == parry.RunPanic), lifted: m.lifted, wordUsed: m.wordUsed,
+		fresh: m.fresh, verified: m.verified, unread: st.ProvedAs != sc.firewall.Digest && m.readAs != sc.firewall.Digest, uncertain: m.uncertain, probation: m.probe != nil && (st.PanicRev == 0 || m.probe.run.Kind == parry.RunPanic), lifted: m.lifted, wordUsed: m.wordUsed,
 		lastTry: m.lastTry, lastVerify: m.lastVerify, lastAdvance: m.lastAdvance,
 		triedRelevant: m.triedRelevant, triedDirty: m.triedDirty, triedVerify: m.triedVerify,
 		verifyEvery: l.r.o.VerifyEvery, earlyAfter: earlyAfter, advanceEvery: advanceEvery, reconsiderAfter: reconsiderAfter,

@@ -68,7 +68,7 @@ type Options struct {
 	Store      Store
 	Runner     Runner
 	Library    Library
-	Fleet      func() *parry.Fleet
+	Fleet      func() *parry.Fleet                               // the same pointer until a reload, which changes hosts no sooner
 	Host       func(name string) ansible.Host                    // Err is set when the inventory has none
 	Exempt     func(source netip.Prefix) (parry.Exemption, bool) // an exemption that overlaps the source, in either direction
 	ExemptFile func() parry.ExemptFile                           // what firewalls put ahead of their drops; nil: they are given nothing

@@ -101,8 +101,12 @@ func (l *lane) asked(ctx context.Context, st *parry.FirewallState, fw *parry.Fir
 		return time.Time{}, ctx.Err() == nil
 	}
 	defer release()
+	host := l.r.o.Host(l.name)
+	if l.r.o.Fleet() != sc.fleet {
+		return time.Time{}, true
+	}
 	t := &try{
-		lane: l, st: st, fw: fw, sc: sc, host: l.r.o.Host(l.name), asked: true,
+		lane: l, st: st, fw: fw, sc: sc, host: host, asked: true,
 		run: parry.Run{
 			ID: c.RunID, Firewall: l.name, Kind: parry.RunCheck, State: parry.RunRunning, Revision: st.AppliedRev, Epoch: l.lease.Epoch,
 			StartedAt: l.now(), Bundle: parry.BundleRef{Name: c.Bundle, Digest: c.Digest},

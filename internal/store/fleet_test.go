@@ -681,13 +681,36 @@ func pruneKeepsWhatIsNeeded(e *env) {
 	same(e, "the key is free again", e.put(e.keyed(e.ask("203.0.113.1"), "k1", "other")).Created, true)
 }
 
+func runsCountForWhatTheyWereSentFor(e *env) {
+	e.sync("fw1@a")
+	l := e.lane("fw1")
+	finish := func(digest string) parry.FirewallState {
+		e.Helper()
+		e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: e.run(l), Applied: true, Digest: digest}))
+		return e.firewall("fw1")
+	}
+	f := finish("a")
+	same(e, "clean", f.DirtyRev <= f.AppliedRev, true)
+	e.sync("fw1@b")
+	e.put(e.ask("203.0.113.1"))
+	f = finish("a") // rendered after the other configuration came, by the one before
+	same(e, "proved as what it was", f.ProvedAs, "a")
+	same(e, "dirty still", f.DirtyRev > f.AppliedRev, true)
+	f = finish("b")
+	same(e, "clean again", f.DirtyRev <= f.AppliedRev, true)
+}
+
 func appliedAdvancesWithoutARun(e *env) {
 	e.sync("fw1@a")
+	e.ok(e.FinishRun(e.Context(), parry.FinishRun{Run: e.run(e.lane("fw1")), Applied: true, Digest: "a"}))
 	rev, err := e.Revision(e.Context())
 	e.ok(err)
 	e.ok(e.AdvanceApplied(e.Context(), "fw1", rev))
 	e.ok(e.AdvanceApplied(e.Context(), "fw1", rev-1))
 	same(e, "never back", e.firewall("fw1").AppliedRev, rev)
+	e.sync("fw1@b")
+	e.ok(e.AdvanceApplied(e.Context(), "fw1", e.firewall("fw1").DirtyRev))
+	same(e, "what has become dirty waits for a run", e.firewall("fw1").AppliedRev, rev)
 	e.wantKind(e.AdvanceApplied(e.Context(), "fw9", rev), parry.KindNotFound)
 }
 

@@ -66,7 +66,7 @@ func (s *Store) BeginRun(ctx context.Context, r parry.Run) error {
 
 // FinishRun stores all that ends a run in one transaction. If the lane was taken over meanwhile (the firewall's epoch is not the run's), only
 // the run is stored, the firewall stays as its new keeper sees it, who also tells of it, and the error is ErrLaneLost. Finish a run before
-// raising the lane's epoch.
+// raising the lane's epoch. A run that counts leaves the firewall dirty when its Digest is no longer the firewall's.
 func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 	var late bool
 	err := s.write(ctx, "finish run "+string(f.Run.ID), func(t *tx) error {
@@ -77,9 +77,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 		}
 		t.auditRun(&f.Run)
 		var epoch, applied, dirty, proved int64
-		var proof, provedAs, drift string
-		err := t.row(`SELECT epoch, applied_rev, dirty_rev, proof, proved_at, proved_as, drift FROM firewalls WHERE name = $1`, []any{f.Run.Firewall},
-			&epoch, &applied, &dirty, &proof, &proved, &provedAs, &drift)
+		var digest, proof, provedAs, drift string
+		err := t.row(`SELECT epoch, digest, applied_rev, dirty_rev, proof, proved_at, proved_as, drift FROM firewalls WHERE name = $1`, []any{f.Run.Firewall},
+			&epoch, &digest, &applied, &dirty, &proof, &proved, &provedAs, &drift)
 		if errors.Is(err, sql.ErrNoRows) { // retired meanwhile
 			return t.enqueue(f.Notifications)
 		}
@@ -114,7 +114,9 @@ func (s *Store) FinishRun(ctx context.Context, f parry.FinishRun) error {
 			drift, provedAs = "", f.Digest
 			applied, proof, proved, emptied = max(applied, int64(f.Run.Revision)), toJSON(f.Run.Got), micros(f.Run.EndedAt), int64(t.rev)
 		}
-		if f.Dirty || f.Emptied {
+		// What was sent was for another configuration than the firewall has by now: that it is in force makes nothing of the new one so.
+		other := f.Applied && f.Digest != "" && f.Digest != digest && dirty <= applied
+		if f.Dirty || f.Emptied || other {
 			dirty = int64(t.rev)
 			t.wakes |= wakeDesired
 		}

@@ -73,6 +73,7 @@ var suite = []func(*env){
 	blocksFilterAndPage, changesGiveWhatWasWritten, requestsPage,
 	firewallsComeAndGo, holdsOfOneAndAll, holdsEndByThemselves, panicEmptiesAndHolds, panicOfAllEndsForSome, approvalsAreAskedDecidedAndUsed, simulatedBlocksAreEvidenceUntilARealOneIsAskedFor, wordsAreUsedUp, rejectsAreReplaced, runsBeginAndFinish, runsOfADeadControllerAreAbandoned, sentIsWhatARunMayHaveBrought,
 	lanesExclude, laneEpochsFence, outboxDeliversAtLeastOnce, tokensComeAndGo, pruneKeepsWhatIsNeeded, wakesCoalesce, appliedAdvancesWithoutARun,
+	runsCountForWhatTheyWereSentFor,
 	revisionsGrow, controllerIDStays, closedStoreIsUnavailable, replicasPutAtOnce, replicasShareTheLimits, cancelledWritesAreDoneOrNot,
 	blockEventsAreWrittenForWhoWantsThem, bulkDeliveriesWaitAndFold, pruneForgetsWhatNobodyDelivers,
 	feedReadersAddUp,
