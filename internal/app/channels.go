@@ -37,7 +37,7 @@ func subscriptions(cfg *config.Config) (out parry.Subscriptions) {
 func newNotifier(a *App, cfg *config.Config) (*notify.Worker, error) {
 	var entries []notify.Entry
 	if cfg.Mail.Server != "" {
-		m, err := newMailer(cfg, a.now)
+		m, err := newMailer(cfg, a.now, a.log.With("channel", mailChannel))
 		if err != nil {
 			return nil, err
 		}

@@ -32,7 +32,7 @@ func (c *checker) mail(ctx context.Context) {
 		c.add(Warn, name, "set mail.server, mail.from and mail.to", "no server is set: nobody is told when a firewall fails")
 		return
 	}
-	m, err := newMailer(c.Config, c.Now)
+	m, err := newMailer(c.Config, c.Now, nil)
 	switch {
 	case err != nil:
 		c.add(Fail, name, "correct mail in the configuration", "%v", err)

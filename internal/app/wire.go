@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -34,11 +35,11 @@ func newReconciler(a *App, cfg *config.Config, controller string) (*reconcile.Re
 	})
 }
 
-func newMailer(cfg *config.Config, now func() time.Time) (*mail.Mailer, error) {
+func newMailer(cfg *config.Config, now func() time.Time, log *slog.Logger) (*mail.Mailer, error) {
 	m := cfg.Mail
 	return mail.New(mail.Options{
 		Server: m.Server, Security: mail.Security(m.Security), Username: m.Username, Password: m.Password.Reveal(), From: m.From, To: m.To,
-		Helo: m.Helo, Timeout: m.Timeout.D(), Now: now,
+		Helo: m.Helo, Timeout: m.Timeout.D(), Now: now, Logger: log,
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	netmail "net/mail"
 	"net/smtp"
@@ -41,6 +42,7 @@ type Options struct {
 	Timeout  time.Duration // of one message, unless the context ends before; 0 is 30 s
 	TLS      *tls.Config   // nil: the system's roots; ServerName and MinVersion are filled in
 	Now      func() time.Time
+	Logger   *slog.Logger // is told of recipients that get nothing while others do; nil: nobody is
 }
 
 // Mailer is a notify.Channel. Safe for concurrent use.
@@ -90,6 +92,9 @@ func New(o Options) (*Mailer, error) {
 	if m.o.Now == nil {
 		m.o.Now = time.Now
 	}
+	if m.o.Logger == nil {
+		m.o.Logger = slog.New(slog.DiscardHandler)
+	}
 	if m.o.Helo == "" {
 		if m.o.Helo, err = os.Hostname(); err != nil || m.o.Helo == "" {
 			m.o.Helo = "localhost"
@@ -114,28 +119,68 @@ func address(s string) (*netmail.Address, error) {
 }
 
 // Notify sends one notification to every recipient in one conversation. It is retryable unless the server said no for good, or cannot be
-// trusted.
+// trusted. Once the server has taken it for one of them it is delivered: whom the server refuses is logged, and gets it no more, because the
+// others would get it again.
 func (m *Mailer) Notify(ctx context.Context, d parry.Delivery) (retryable bool, err error) {
 	msg, err := m.Compose(d)
 	if err != nil {
 		return false, fmt.Errorf("compose the mail: %w", err)
 	}
-	return m.send(ctx, msg)
+	refused, retryable, err := m.send(ctx, msg)
+	for _, r := range refused {
+		if err == nil {
+			m.o.Logger.Warn("a recipient is refused, others have the mail", "notification_id", d.ID, "recipient", r.address, "err", r.why)
+		}
+	}
+	return retryable, err
 }
 
-// Test sends a mail that says that mail works, for parry check.
+// Test sends a mail that says that mail works, for parry check. It is an error that one of several recipients is refused; the others have it.
 func (m *Mailer) Test(ctx context.Context) error {
 	msg, err := m.composeTest()
-	if err == nil {
-		_, err = m.send(ctx, msg)
+	if err != nil {
+		return err
+	}
+	return m.all(m.send(ctx, msg))
+}
+
+// Probe goes through the conversation as far as the recipients and sends nothing; its error names what the server refuses.
+func (m *Mailer) Probe(ctx context.Context) error { return m.all(m.send(ctx, nil)) }
+
+// all makes recipients that were refused an error.
+func (m *Mailer) all(refused []refusal, _ bool, err error) error {
+	if err == nil && len(refused) > 0 {
+		return fmt.Errorf("mail server %s: %w", m.o.Server, joined(refused))
 	}
 	return err
 }
 
-// Probe goes through the conversation as far as the recipients and sends nothing; its error names what the server refuses.
-func (m *Mailer) Probe(ctx context.Context) error {
-	_, err := m.send(ctx, nil)
+// refusal is a recipient that the server does not take, and its answer.
+type refusal struct {
+	address string
+	why     error
+}
+
+// joined names every one, first those whose refusal may change by itself: while there is one, trying again is of use.
+func joined(refused []refusal) (err error) {
+	for _, forGood := range []bool{false, true} {
+		for _, r := range refused {
+			switch one := fmt.Errorf("recipient %s: %w", r.address, r.why); {
+			case final(r.why) != forGood:
+			case err == nil:
+				err = one
+			default:
+				err = fmt.Errorf("%w; %w", err, one)
+			}
+		}
+	}
 	return err
+}
+
+// final tells whether the server said no for good (RFC 5321, 4.2.1).
+func final(err error) bool {
+	var reply *textproto.Error
+	return errors.As(err, &reply) && reply.Code >= 500
 }
 
 // errHopeless marks what trying again does not mend.
@@ -143,23 +188,21 @@ type errHopeless struct{ error }
 
 func (e errHopeless) Unwrap() error { return e.error }
 
-func (m *Mailer) send(ctx context.Context, msg []byte) (retryable bool, err error) {
+func (m *Mailer) send(ctx context.Context, msg []byte) (refused []refusal, retryable bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, m.o.Timeout)
 	defer cancel()
-	if err := m.converse(ctx, msg); err != nil {
+	if refused, err = m.converse(ctx, msg); err != nil {
 		if ctx.Err() != nil { // the deadline shows as a closed connection
-			return true, fmt.Errorf("mail server %s: %w (%w)", m.o.Server, err, ctx.Err())
+			return nil, true, fmt.Errorf("mail server %s: %w (%w)", m.o.Server, err, ctx.Err())
 		}
-		var reply *textproto.Error
 		var hopeless errHopeless
-		retryable = !errors.As(err, &hopeless) && !(errors.As(err, &reply) && reply.Code >= 500)
-		return retryable, fmt.Errorf("mail server %s: %w", m.o.Server, err)
+		return nil, !errors.As(err, &hopeless) && !final(err), fmt.Errorf("mail server %s: %w", m.o.Server, err)
 	}
-	return false, nil
+	return refused, false, nil
 }
 
 // converse is one SMTP conversation, without a message only a trial. All of it ends with ctx.
-func (m *Mailer) converse(ctx context.Context, msg []byte) error {
+func (m *Mailer) converse(ctx context.Context, msg []byte) ([]refusal, error) {
 	conf := &tls.Config{}
 	if m.o.TLS != nil {
 		conf = m.o.TLS.Clone()
@@ -167,74 +210,71 @@ func (m *Mailer) converse(ctx context.Context, msg []byte) error {
 	conf.ServerName, conf.MinVersion = m.host, max(conf.MinVersion, tls.VersionTLS12)
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", m.o.Server)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer conn.Close()
 	if t, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(t); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if m.o.Security == TLS {
 		tc := tls.Client(conn, conf)
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return untrusted(err)
+			return nil, untrusted(err)
 		}
 		conn = tc
 	}
 	c, err := smtp.NewClient(conn, m.host)
 	if err != nil {
-		return fmt.Errorf("greeting: %w", err)
+		return nil, fmt.Errorf("greeting: %w", err)
 	}
 	if err := c.Hello(m.o.Helo); err != nil {
-		return fmt.Errorf("hello: %w", err)
+		return nil, fmt.Errorf("hello: %w", err)
 	}
 	if m.o.Security == StartTLS {
 		if ok, _ := c.Extension("STARTTLS"); !ok {
-			return errHopeless{errors.New("it does not offer STARTTLS, and mail is not sent in the clear")}
+			return nil, errHopeless{errors.New("it does not offer STARTTLS, and mail is not sent in the clear")}
 		}
 		if err := c.StartTLS(conf); err != nil {
-			return untrusted(fmt.Errorf("starttls: %w", err))
+			return nil, untrusted(fmt.Errorf("starttls: %w", err))
 		}
 	}
 	if m.o.Username != "" {
 		if err := m.login(c); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := c.Mail(m.from.Address); err != nil {
-		return fmt.Errorf("sender %s: %w", m.from.Address, err)
+		return nil, fmt.Errorf("sender %s: %w", m.from.Address, err)
 	}
 	// Whoever the server takes gets the mail: one wrong address among several must not keep it from the others.
-	taken := 0
-	var refused error
+	var refused []refusal
 	for _, a := range m.to {
 		if err := c.Rcpt(a.Address); err != nil {
-			refused = fmt.Errorf("recipient %s: %w", a.Address, err)
-			continue
+			refused = append(refused, refusal{a.Address, err})
 		}
-		taken++
 	}
 	if msg == nil {
 		_ = c.Quit()
-		return refused
+		return refused, nil
 	}
-	if taken == 0 {
-		return refused
+	if len(refused) == len(m.to) {
+		return nil, joined(refused)
 	}
 	w, err := c.Data()
 	if err != nil {
-		return fmt.Errorf("data: %w", err)
+		return nil, fmt.Errorf("data: %w", err)
 	}
 	if _, err := w.Write(msg); err != nil {
-		return fmt.Errorf("data: %w", err)
+		return nil, fmt.Errorf("data: %w", err)
 	}
 	if err := w.Close(); err != nil {
-		return fmt.Errorf("message: %w", err)
+		return nil, fmt.Errorf("message: %w", err)
 	}
 	_ = c.Quit() // the message is taken: how the server says goodbye makes no difference
-	return nil
+	return refused, nil
 }
 
 func untrusted(err error) error {

@@ -7,10 +7,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"log/slog"
 	"mime"
 	"mime/multipart"
 	"mime/quotedprintable"
 	netmail "net/mail"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -249,6 +251,40 @@ func TestNotify_faultsOfTheServer(t *testing.T) {
 				t.Errorf("after the fault: %v", err)
 			}
 		})
+	}
+}
+
+func TestNotify_tellsWhomTheServerRefusesWhileOthersHaveTheMail(t *testing.T) {
+	t.Parallel()
+	srv := testenv.StartMail(t, testenv.MailOptions{})
+	var log bytes.Buffer
+	m := mailer(t, srv, func(o *mail.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	const answer = "5.1.1 No such user"
+	refuseOne := func() { srv.Fault("permfail", 1) } // the first recipient
+	refuseOne()
+	if _, err := m.Notify(t.Context(), failure()); err != nil {
+		t.Fatalf("it would be sent again to those who have it: %v", err)
+	}
+	for _, want := range []string{"level=WARN", "notification_id=n-1", "recipient=anna@example.org", answer} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, log.String())
+		}
+	}
+	refuseOne()
+	if err := m.Test(t.Context()); err == nil || !strings.Contains(err.Error(), "recipient anna@example.org: 550") || !strings.Contains(err.Error(), answer) {
+		t.Errorf("a test calls well what one of two gets: %v", err)
+	}
+	for _, l := range srv.Letters() {
+		if !slices.Equal(l.To, []string{"ops@example.org"}) {
+			t.Errorf("delivered to %q", l.To)
+		}
+	}
+	if n := len(srv.Letters()); n != 2 {
+		t.Errorf("%d mails, want one for each", n)
+	}
+	srv.Fault("permfail", 0)
+	if err := m.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "anna@example.org: 550") || !strings.Contains(err.Error(), "ops@example.org: 550") {
+		t.Errorf("a trial does not name each that is refused: %v", err)
 	}
 }
 
