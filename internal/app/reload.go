@@ -213,14 +213,20 @@ func (a *App) reload(ctx context.Context) error {
 	if len(wrong) > 0 {
 		return fmt.Errorf("the old configuration stays: %w", errors.Join(wrong...))
 	}
-	if err := a.lists.Configure(ctx, cfg.ActiveLists(), cfg.Blocks.List); err != nil {
-		return fmt.Errorf("the old configuration stays: lists: %w", err)
-	}
+	restore := a.restorer(ctx, old.cfg)
 	if err := a.policy.SetLimits(limits(cfg)); err != nil {
 		return fmt.Errorf("the old configuration stays: blocks: %w", err)
 	}
 	keep(old.cfg, cfg)
-	if err := a.settle(ctx, st); err != nil {
+	if err = a.lists.Configure(ctx, cfg.ActiveLists(), cfg.Blocks.List); err != nil {
+		err = fmt.Errorf("lists: %w", err)
+	} else {
+		err = a.settle(ctx, st)
+	}
+	if err != nil {
+		if undone := restore(); undone != nil {
+			return fmt.Errorf("the old configuration stays, but for the lists, which are the new ones until the next reload (%w): %w", undone, err)
+		}
 		return fmt.Errorf("the old configuration stays: %w", err)
 	}
 	if a.o.Level != nil {
@@ -230,6 +236,21 @@ func (a *App) reload(ctx context.Context) error {
 	a.pokeWarm()
 	a.log.Info("configuration reloaded", "firewalls", len(st.fleet.Firewalls))
 	return nil
+}
+
+// restorer remembers what a reload changes before it is known to go well, and returns what puts that back. Only the lists can fail at it, with
+// the database. Blocks that a new exemption has ended meanwhile stay ended.
+func (a *App) restorer(ctx context.Context, cfg *config.Config) func() error {
+	exempt, forwards := a.policy.All(), a.forwards.Load()
+	return func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second) // the reload's may be what has ended
+		defer cancel()
+		a.forwards.Store(forwards)
+		for _, source := range []parry.ExemptionSource{parry.ExemptConfig, parry.ExemptFound} {
+			a.policy.Replace(source, slices.DeleteFunc(slices.Clone(exempt), func(x parry.Exemption) bool { return x.Source != source }))
+		}
+		return errors.Join(a.policy.SetLimits(limits(cfg)), a.lists.Configure(ctx, cfg.ActiveLists(), cfg.Blocks.List))
+	}
 }
 
 // Level is a log level by its name in the configuration.
