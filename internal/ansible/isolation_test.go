@@ -364,6 +364,45 @@ func TestPrune_byAgeAndCount(t *testing.T) {
 	check(newest)
 }
 
+func TestPrune_countsEachFirewallForItself(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	r, err := New(Options{StateDir: t.TempDir(), Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	run := func(firewall string, age time.Duration) string {
+		s := Spec{RunID: parry.NewRunID(now.Add(-age)), Kind: parry.RunVerify, Host: Host{Name: firewall}}
+		if err := os.Mkdir(r.runDir(s.RunID), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.writeResult(r.runDir(s.RunID), &s, &Outcome{}, now.Add(-age)); err != nil {
+			t.Fatal(err)
+		}
+		return string(s.RunID)
+	}
+	quiet := run("fw-quiet", 24*time.Hour)
+	var failing []string // newest first
+	for i := range 9 {
+		failing = append(failing, run("fw-failing", time.Duration(i+1)*time.Minute))
+	}
+	if err := r.Prune(48*time.Hour, 2); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(r.runsDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries { // by name, which is by time
+		left = append(left, e.Name())
+	}
+	if want := []string{quiet, failing[1], failing[0]}; !slices.Equal(left, want) {
+		t.Errorf("got %q, want %q", left, want)
+	}
+}
+
 func TestSyntax_findsWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	r, err := New(Options{StateDir: t.TempDir()})

@@ -1,6 +1,7 @@
 package ansible
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -100,8 +101,8 @@ func (r *Runner) open(id parry.RunID, name string) (*os.File, error) {
 	return os.Open(filepath.Join(r.runDir(id), name))
 }
 
-// Prune removes the directories of ended runs that are older than keepAge, and beyond the newest keepCount; zero of either removes nothing
-// for that reason. Directories of runs that are on stay; one without a result (its parry was killed) counts as ended when it is a day old.
+// Prune removes the directories of ended runs that are older than keepAge, and beyond the newest keepCount of each firewall, as the store does
+// with their rows; zero of either removes nothing for that reason. Directories of runs that are on stay; one without a result (its parry was killed) counts as ended when it is a day old.
 func (r *Runner) Prune(keepAge time.Duration, keepCount int) error {
 	entries, err := os.ReadDir(r.runsDir())
 	if err != nil {
@@ -109,7 +110,7 @@ func (r *Runner) Prune(keepAge time.Duration, keepCount int) error {
 	}
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(b.Name(), a.Name()) }) // newest first: ids sort by time
 	var errs []error
-	kept := 0
+	kept := map[string]int{} // by firewall
 	for _, e := range entries {
 		if !runIDRE.MatchString(e.Name()) {
 			continue
@@ -121,14 +122,38 @@ func (r *Runner) Prune(keepAge time.Duration, keepCount int) error {
 		if err != nil {
 			continue
 		}
-		old := keepAge > 0 && r.now().Sub(info.ModTime()) > keepAge
-		if !old && (keepCount <= 0 || kept < keepCount) {
-			kept++
-			continue
+		dir := filepath.Join(r.runsDir(), e.Name())
+		keep := keepAge <= 0 || r.now().Sub(info.ModTime()) <= keepAge
+		if keep && keepCount > 0 {
+			fw := firewallOf(dir)
+			kept[fw]++
+			keep = kept[fw] <= keepCount
 		}
-		errs = append(errs, os.RemoveAll(filepath.Join(r.runsDir(), e.Name())))
+		if !keep {
+			errs = append(errs, os.RemoveAll(dir))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// firewallOf is whose run a directory is of, by its result; empty when there is none. It reads no further than to the name, near the beginning.
+func firewallOf(dir string) string {
+	f, err := os.Open(filepath.Join(dir, "result.json"))
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = f.Close() }()
+	d := json.NewDecoder(f)
+	for {
+		switch t, err := d.Token(); {
+		case err != nil:
+			return ""
+		case t == "firewall":
+			t, _ = d.Token()
+			name, _ := t.(string)
+			return name
+		}
+	}
 }
 
 func (r *Runner) ended(e fs.DirEntry) bool {

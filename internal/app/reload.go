@@ -408,7 +408,7 @@ func (a *App) prune(ctx context.Context) {
 		a.log.Info("pruned", "blocks", p.Blocks, "runs", p.Runs, "keys", p.Keys, "notifications", p.Notifications, "offenders", p.Offenders,
 			"list_entries", p.ListEntries, "approvals", p.Approvals, "audit_rows", p.AuditRows)
 	}
-	if err := a.runner.Prune(r.Runs.D(), r.RunCount*max(1, len(st.fleet.Firewalls))); err != nil {
+	if err := a.runner.Prune(r.Runs.D(), r.RunCount); err != nil {
 		a.log.Error("prune the run directories", "err", err)
 	}
 	if err := a.pruneCopies(ctx, st.fleet); err != nil && ctx.Err() == nil {
