@@ -102,7 +102,8 @@ func (r *Runner) open(id parry.RunID, name string) (*os.File, error) {
 }
 
 // Prune removes the directories of ended runs that are older than keepAge, and beyond the newest keepCount of each firewall, as the store does
-// with their rows; zero of either removes nothing for that reason. Directories of runs that are on stay; one without a result (its parry was killed) counts as ended when it is a day old.
+// with their rows; zero of either removes nothing for that reason. Directories of runs that are on stay; one without a result (its parry was
+// killed) counts as ended when it is a day old.
 func (r *Runner) Prune(keepAge time.Duration, keepCount int) error {
 	entries, err := os.ReadDir(r.runsDir())
 	if err != nil {
