@@ -156,7 +156,7 @@ func ownerOf(dir string) int {
 }
 
 // readable tells what root reads here, but parry's user may not when it serves.
-func (c *checker) readable(name string, paths ...string) {
+func (c *checker) readable(name, root string) {
 	uid := ownerOf(c.Config.StateDir)
 	if os.Geteuid() != 0 || uid == 0 {
 		return
@@ -165,28 +165,26 @@ func (c *checker) readable(name string, paths ...string) {
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
 		groups, _ = u.GroupIds()
 	}
-	for _, root := range paths {
-		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			var st unix.Stat_t
-			if err != nil || unix.Stat(path, &st) != nil {
-				return nil // what is missing is told elsewhere
-			}
-			want := uint32(0o4)
-			if d.IsDir() {
-				want = 0o5
-			}
-			switch {
-			case int(st.Uid) == uid:
-				want <<= 6
-			case slices.Contains(groups, strconv.Itoa(int(st.Gid))):
-				want <<= 3
-			}
-			if st.Mode&want != want {
-				c.add(Fail, name, "give it to parry's user, or, unless it is a secret: chmod a+rX "+path, "parry's user (uid %d) may not read %s", uid, path)
-			}
-			return nil
-		})
-	}
+	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err != nil || unix.Stat(path, &st) != nil {
+			return nil // what is missing is told elsewhere
+		}
+		want := uint32(0o4)
+		if d.IsDir() {
+			want = 0o5
+		}
+		switch {
+		case int(st.Uid) == uid:
+			want <<= 6
+		case slices.Contains(groups, strconv.Itoa(int(st.Gid))):
+			want <<= 3
+		}
+		if st.Mode&want != want {
+			c.add(Fail, name, "give it to parry's user, or, unless it is a secret: chmod a+rX "+path, "parry's user (uid %d) may not read %s", uid, path)
+		}
+		return nil
+	})
 }
 
 func (c *checker) firewalls(ctx context.Context) {

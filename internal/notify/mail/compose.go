@@ -313,20 +313,16 @@ func version(b *parry.BundleRef) string {
 
 func inForce(r *parry.Report) string {
 	var out []string
-	switch r.WaitingN {
-	case 0:
-	case 1:
-		out = append(out, "1 block is not in force there")
-	default:
-		out = append(out, fmt.Sprintf("%d blocks are not in force there", r.WaitingN))
+	add := func(n int, one, many string) {
+		switch {
+		case n == 1:
+			out = append(out, blocks(n)+" "+one)
+		case n > 1:
+			out = append(out, blocks(n)+" "+many)
+		}
 	}
-	switch r.LiftingN {
-	case 0:
-	case 1:
-		out = append(out, "1 block has ended and still stands there as far as parry knows")
-	default:
-		out = append(out, fmt.Sprintf("%d blocks have ended and still stand there as far as parry knows", r.LiftingN))
-	}
+	add(r.WaitingN, "is not in force there", "are not in force there")
+	add(r.LiftingN, "has ended and still stands there as far as parry knows", "have ended and still stand there as far as parry knows")
 	if out == nil {
 		return "Nothing is waiting; what it has proved stays in force as far as parry knows"
 	}
